@@ -1,0 +1,341 @@
+"""Every key of a run's YAML file. Class defaults are the vetted settings; the text under a field says unit and effect."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from reward.config import AnswerConfig, MajorityConfig, RewardConfig, VerifierConfig
+from rollouts.config import AutoEngineConfig, DeliveryConfig, EngineConfig, SamplingConfig, Section
+
+
+class LoraConfig(Section):
+    """The adapter that is trained; the base model stays frozen."""
+
+    r: int = Field(16, ge=1)
+    """Rank."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale numerator: updates are multiplied by alpha / r."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """On the adapter's input. Anything above 0 makes training log-probabilities differ from the engine's."""
+    target_modules: str | list[str] = "all-linear"
+    """Module names, or `all-linear`."""
+
+
+class ModelConfig(Section):
+    """The language model."""
+
+    source: str = "lab"
+    """`lab` (the small model that ships with rlsf), a hub id, a local folder, a .gguf file, or `package:NAME` for a GGUF
+    file inside an installed Python package."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "auto"
+    """`auto` is float32 on a CPU, bfloat16 on a GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the trainer runs."""
+    chat_template: str | None = None
+    """Jinja template for models that bring none; None keeps the tokenizer's own."""
+    lora: LoraConfig = LoraConfig()
+
+
+class ReasoningGymSource(Section):
+    """Procedural problems with their own scorer, generated from the run's seed."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    dataset: str
+    """Name in reasoning-gym, such as chain_sum or gcd."""
+    params: dict[str, Any] = {}
+    """Arguments of the data set's config."""
+    size: int = Field(2000, ge=3)
+    """Problems generated, before duplicates are dropped."""
+
+
+class FileSource(Section):
+    """Rows of a JSONL, CSV or Parquet file."""
+
+    kind: Literal["file"] = "file"
+    path: str
+    """The suffix says the format: .jsonl, .csv or .parquet (.json holds one array)."""
+    prompt_column: str = "prompt"
+    """Text, or a list of chat messages."""
+    reference_column: str | None = "reference"
+    """The right answers; None, or a column that is not there, means the data has no labels."""
+    group_column: str | None = None
+    """Rows that share this value go to the same split (one document, one user)."""
+
+
+class DatasetsSource(Section):
+    """A data set of the `datasets` library."""
+
+    kind: Literal["datasets"] = "datasets"
+    path: str
+    """Hub id, or a folder written by `save_to_disk`."""
+    name: str | None = None
+    """Configuration of a hub data set."""
+    split: str = "train"
+    """Which of its splits to read; rlsf makes its own train, validation and test from it."""
+    prompt_column: str = "prompt"
+    reference_column: str | None = "reference"
+    group_column: str | None = None
+
+
+SourceConfig = Annotated[ReasoningGymSource | FileSource | DatasetsSource, Field(discriminator="kind")]
+
+
+class SplitConfig(Section):
+    """Held-out data. Duplicates and rows of one group never sit in two splits; the seed decides which row goes where."""
+
+    validation: int = Field(100, ge=1)
+    """Prompts for evaluation during the run."""
+    test: int = Field(200, ge=1)
+    """Prompts for the table at the end."""
+    train: int | None = Field(None, ge=1)
+    """At most this many training prompts; None takes the rest."""
+
+
+class TaskConfig(Section):
+    """One task of the stream."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    source: SourceConfig
+    system: str | None = None
+    """System message put before every prompt."""
+    template: str = "{prompt}"
+    """Wording of the user's message; {prompt} is the row's text. Ignored for rows that are chat messages."""
+    chat: bool = True
+    """Render with the model's chat template; false continues the plain text."""
+    answer: AnswerConfig = AnswerConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    split: SplitConfig = SplitConfig()
+    iterations: int | None = Field(None, ge=1)
+    """Budget of this task in the stream; None shares the loop's iterations equally."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Overrides sampling.max_tokens for this task."""
+
+
+class WarmStartConfig(Section):
+    """Supervised fine-tuning on a few labelled examples before the loop: it settles the answer format."""
+
+    examples: int = Field(64, ge=1)
+    """Labelled examples taken from the train split of the first task; the only labels the run trains on."""
+    steps: int = Field(32, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(8, ge=1)
+    """Examples per step."""
+    learning_rate: float = Field(2e-4, gt=0)
+    answer_template: str = "{reference}"
+    """What the model should write; {reference} is the label."""
+
+
+class OptimizerConfig(Section):
+    """Shared by every algorithm. Moments and schedule live for the whole run."""
+
+    learning_rate: float = Field(1e-4, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up; linear and cosine reach 0 at the last planned step."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps over which the rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's, on adapter weights."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's moment decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    epochs: int = Field(1, ge=1)
+    """Passes over each iteration's batch."""
+    minibatches: int = Field(1, ge=1)
+    """Optimizer steps per pass; groups are never torn apart."""
+    micro_batch_tokens: int = Field(8192, ge=64)
+    """Tokens per forward pass; bounds memory, does not change the gradient."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+
+
+class GrpoConfig(OptimizerConfig):
+    """Group-relative policy optimisation (DeepSeekMath, arXiv 2402.03300); TRL's GRPOTrainer computes the loss."""
+
+    kind: Literal["grpo"] = "grpo"
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+    """How token losses are averaged."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What divides reward minus group mean: the sample deviation of the group, of the batch, or nothing."""
+    kl_coef: float = Field(0.0, ge=0)
+    """Weight of the k3 KL to the reference (the model at the start of the loop)."""
+    clip_low: float = Field(0.2, gt=0)
+    clip_high: float = Field(0.2, gt=0)
+    """Ratios are clipped to [1 − clip_low, 1 + clip_high]."""
+    importance_cap: float = Field(2.0, gt=0)
+    """Truncated importance sampling: weights of stale or mismatched tokens are cut here."""
+
+
+class PpoConfig(OptimizerConfig):
+    """Proximal policy optimisation (arXiv 1707.06347) with a critic adapter on the same frozen base."""
+
+    kind: Literal["ppo"] = "ppo"
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount per token."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """Generalised advantage estimation (arXiv 1506.02438, eq. 16)."""
+    clip_low: float = Field(0.2, gt=0)
+    clip_high: float = Field(0.2, gt=0)
+    value_clip: float = Field(0.2, gt=0)
+    """New values stay this close to the old ones in the clipped value loss."""
+    value_learning_rate: float = Field(1e-3, gt=0)
+    """Of the critic's adapter and head."""
+    value_epochs: int = Field(1, ge=1)
+    """Passes of the critic per pass of the policy."""
+    whiten_advantages: bool = True
+    """Shift and scale the batch's token advantages to mean 0, deviation 1."""
+    kl_coef: float = Field(0.02, ge=0)
+    """Weight of the per-token k1 KL to the reference, subtracted from the reward."""
+    kl_target: float | None = Field(None, gt=0)
+    """Nats per completion; adapts kl_coef towards it (arXiv 1909.08593, eq. 6-7). None keeps it fixed."""
+    kl_horizon: int = Field(1000, ge=1)
+    """Rollouts over which the adaptive coefficient moves."""
+    importance_cap: float = Field(2.0, gt=0)
+
+
+class DpoConfig(OptimizerConfig):
+    """Direct preference optimisation (arXiv 2305.18290) on pairs from the buffer; TRL's DPOTrainer computes the loss."""
+
+    kind: Literal["dpo"] = "dpo"
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    beta: float = Field(0.1, gt=0)
+    """Strength of the pull to the reference (the model at the start of the loop)."""
+    pairs: Literal["best_worst", "all"] = "best_worst"
+    """Per group: the best over the worst, or every pair of different rewards."""
+    min_margin: float = Field(0.0, ge=0)
+    """Pairs whose rewards differ by no more than this are left out."""
+    max_pairs_per_group: int = Field(4, ge=1)
+    """With `all`: at most this many, those with the largest margins."""
+
+
+AlgorithmConfig = Annotated[GrpoConfig | PpoConfig | DpoConfig, Field(discriminator="kind")]
+
+
+class UniformDraw(Section):
+    kind: Literal["uniform"] = "uniform"
+
+
+class PrioritizedDraw(Section):
+    """p ∝ priority^alpha · decay^age (arXiv 1511.05952, eq. 1, with the age decay of FreshPER)."""
+
+    kind: Literal["prioritized"] = "prioritized"
+    alpha: float = Field(0.6, ge=0)
+    """0 is uniform."""
+    age_decay: float = Field(0.9, gt=0, le=1)
+    """Per iteration of age."""
+
+
+class ReplayConfig(Section):
+    """The persistent store of experiences. Its unit is the group: a prompt with its n rollouts."""
+
+    capacity: int = Field(10_000, ge=1)
+    """Groups kept."""
+    keep: Literal["fifo", "reservoir"] = "fifo"
+    """Which group goes when the store is full: the oldest, or a random one so that every group ever seen is equally
+    likely to remain (Vitter's algorithm R)."""
+    draw: Annotated[UniformDraw | PrioritizedDraw, Field(discriminator="kind")] = UniformDraw()
+    ratio: float = Field(0.0, ge=0)
+    """Replayed groups per fresh group in each update; 0 trains on fresh groups alone."""
+    max_staleness: int | None = Field(None, ge=1)
+    """Replay nothing older than this many policy versions."""
+
+
+class LoopConfig(Section):
+    iterations: int = Field(20, ge=1)
+    """Rounds of generate, score, update, sync."""
+    prompts: int = Field(16, ge=1)
+    """Prompts per iteration; rollouts per iteration are this times sampling.n."""
+    checkpoint_every: int = Field(1, ge=1)
+    """Iterations between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Older ones are deleted, the best one never."""
+
+
+class EvaluationConfig(Section):
+    """On held-out prompts of every task seen so far."""
+
+    every: int = Field(5, ge=1)
+    """Iterations between evaluations on the validation split."""
+    samples: int = Field(4, ge=1)
+    """Completions per prompt at the training temperature, for pass@1 and pass@k."""
+    greedy: bool = True
+    """Also decode greedily once per prompt."""
+    prompts: int | None = Field(None, ge=1)
+    """At most this many validation prompts each time; None takes them all."""
+    final_samples: int = Field(4, ge=1)
+    """Completions per test prompt in the table at the end."""
+    patience: int | None = Field(None, ge=1)
+    """Stop when validation pass@1 has not improved for this many evaluations."""
+    min_delta: float = Field(0.0, ge=0)
+    """An improvement is more than this."""
+    select: Literal["last", "best"] = "last"
+    """Which adapter the final table tests: the last, or the one with the best validation pass@1 (uses validation labels
+    to choose, never to train)."""
+
+
+class PreflightConfig(Section):
+    """Before the first iteration: does the signal know anything about the truth on these tasks?"""
+
+    enabled: bool = True
+    canary: int = Field(64, ge=4)
+    """Labelled validation prompts it is measured on; nothing is trained on them."""
+    min_auroc: float = Field(0.55, ge=0, le=1)
+    """Warn below this."""
+    strict: bool = False
+    """Refuse to run instead of warning."""
+
+
+class WandbConfig(Section):
+    mode: Literal["online", "offline", "disabled"] = "disabled"
+    project: str = "rlsf"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = []
+    rollout_rows: int = Field(16, ge=0)
+    """Rollouts per iteration in the incremental table."""
+
+
+class TrackingConfig(Section):
+    wandb: WandbConfig = WandbConfig()
+    tensorboard: bool = True
+    sample_groups: int | None = Field(None, ge=0)
+    """Groups per iteration written to samples/; None writes all."""
+
+
+class RunConfig(Section):
+    """One experiment."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Folder of the run below output_dir."""
+    seed: int = Field(0, ge=0)
+    """Every generator of the run is derived from it."""
+    output_dir: str = "runs"
+    model: ModelConfig = ModelConfig()
+    tasks: list[TaskConfig] = Field(min_length=1)
+    """The stream, in order."""
+    engine: EngineConfig = AutoEngineConfig()
+    delivery: DeliveryConfig = DeliveryConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    reward: RewardConfig = MajorityConfig()
+    warm_start: WarmStartConfig | None = None
+    algorithm: AlgorithmConfig = GrpoConfig()
+    replay: ReplayConfig = ReplayConfig()
+    loop: LoopConfig = LoopConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    preflight: PreflightConfig = PreflightConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        names = [task.name for task in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"tasks: the name {twice[0]!r} is used twice; each task needs its own")
+        if not self.sampling.params().is_untruncated:
+            raise ValueError(
+                "sampling: training needs temperature > 0, top_p = 1 and top_k = 0, because the log-probabilities of a "
+                "truncated distribution are not those of the policy and would bias every ratio"
+            )
+        if self.sampling.n == 1 and self.algorithm.kind in ("grpo", "dpo"):
+            raise ValueError(f"sampling.n: {self.algorithm.kind} compares the rollouts of a group and needs n of at least 2")
+        return self

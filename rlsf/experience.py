@@ -1,0 +1,52 @@
+"""What the buffer keeps: a rollout, its score, and what training on it later needs."""
+
+from dataclasses import dataclass
+
+from reward.types import Score
+from rollouts.types import Prompt, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """One scored rollout."""
+
+    rollout: Rollout
+    score: Score
+    task: str
+    iteration: int
+    """In which it was generated, counted from 1."""
+    reference_logprobs: tuple[float, ...] | None = None
+    """log-probability (nats) of each completion token under the reference policy, at the sampling temperature; computed
+    once. None where the algorithm needs none."""
+    priority: float = 1.0
+    """Non-negative; shared by the group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The unit of storage, drawing and comparison: one prompt with its n experiences."""
+
+    id: str
+    prompt: Prompt
+    """Without labels: they stay in the task data."""
+    experiences: tuple[Experience, ...]
+
+    @property
+    def task(self) -> str:
+        return self.experiences[0].task
+
+    @property
+    def iteration(self) -> int:
+        return self.experiences[0].iteration
+
+    @property
+    def policy_version(self) -> int:
+        return self.experiences[0].rollout.policy_version
+
+    @property
+    def priority(self) -> float:
+        return self.experiences[0].priority
+
+    @property
+    def rewards(self) -> list[float | None]:
+        return [experience.score.value for experience in self.experiences]
