@@ -1,0 +1,25 @@
+"""Errors that a user can mend. The command line prints their message without a traceback and exits with status 2."""
+
+
+class RlsfError(Exception):
+    """Base of the errors below."""
+
+
+class ConfigError(RlsfError):
+    """A config file, an override, or a combination of settings is wrong."""
+
+
+class DataError(RlsfError):
+    """A data set is missing, empty, broken, or lacks a column."""
+
+
+class ModelError(RlsfError):
+    """A model or adapter cannot be found, read or converted."""
+
+
+class RunDirError(RlsfError):
+    """A run directory cannot be written, exists already, or holds nothing to resume."""
+
+
+class TrainingError(RlsfError):
+    """Training cannot go on: a loss or gradient is not finite, or nothing is left to train on."""
