@@ -1,0 +1,115 @@
+"""What a person sees while a run goes on: a live panel on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+# Metric (exact name, or how its name ends) and how people call it.
+SHOWN = {
+    "reward/mean": "reward",
+    "/pass@1": "held-out pass@1",
+    "policy/kl": "KL to reference",
+    "policy/entropy": "entropy",
+    "rollout/tokens": "tokens per answer",
+    "rollout/truncated": "cut off",
+}
+ROWS = 8
+
+
+class Display:
+    """Progress of one run. Use as a context manager."""
+
+    def __init__(self, console: Console, title: str, total: int, done: int = 0) -> None:
+        self._console = console
+        self._live_on = console.is_terminal
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+        )
+        self._bar = self._progress.add_task("starting", total=total, completed=done, left="")
+        self._title = title
+        self._rows: list[dict[str, str]] = []
+        self._latest: dict[str, str] = {}
+        self._phase = ""
+        self._live: Live | None = None
+        self._iteration_started = time.monotonic()
+        self._iteration_seconds: list[float] = []
+
+    def __enter__(self) -> "Display":
+        if self._live_on:
+            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
+            self._live.__enter__()
+        self._iteration_started = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+            self._live = None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Show what is going on now."""
+        previous, self._phase = self._phase, name
+        self._progress.update(self._bar, description=name)
+        try:
+            yield
+        finally:
+            self._phase = previous
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, highlight=False)
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"[yellow]warning:[/] {text}", highlight=False)
+
+    def iteration(self, number: int, total: int, metrics: dict[str, float], tokens_per_second: float) -> None:
+        """An iteration has ended."""
+        now = time.monotonic()
+        self._iteration_seconds.append(now - self._iteration_started)
+        self._iteration_started = now
+        left = _duration((total - number) * _mean(self._iteration_seconds[-5:]))
+        self._progress.update(self._bar, completed=number, left=f"about {left} left")
+        row = {"iteration": f"{number}/{total}"}
+        for name, title in SHOWN.items():
+            for metric, value in metrics.items():
+                if metric == name or (name.startswith("/") and metric.startswith("validation/") and metric.endswith(name)):
+                    row[title] = f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+        row["tokens/s"] = f"{tokens_per_second:.0f}"
+        self._rows = [*self._rows, row][-ROWS:]
+        if not self._live_on:
+            figures = "  ".join(f"{title} {value}" for title, value in row.items() if title != "iteration")
+            self._console.print(f"iteration {row['iteration']}  {figures}  {left} left", highlight=False, soft_wrap=True)
+
+    def _render(self) -> Panel:
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        titles = ["iteration", *SHOWN.values(), "tokens/s"]
+        for title in titles:
+            table.add_column(title, justify="right")
+        for row in self._rows:
+            table.add_row(*[row.get(title, "") for title in titles])
+        return Panel(Group(self._progress, table), title=self._title, title_align="left")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,212 @@
+"""The folder of a run: what is in it, how it is written so that a kill at any moment loses nothing, and how it is read back.
+
+    config.yaml          resolved config             versions.json   packages, commit, machine
+    metrics.jsonl        one line per iteration: the same on every resume, bit for bit
+    timings.jsonl        one line per iteration: seconds and tokens per second, never the same twice
+    summary.json         what a script reads         samples/        rollouts with scores and evidence
+    evaluations/         outcome of every held-out prompt
+    replay/              the store                   checkpoints/iter_000012/    latest -> the newest one's name
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlsf.errors import RunDirError
+
+
+class RunDir:
+    """Paths and atomic writes below one run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.versions = path / "versions.json"
+        self.metrics = path / "metrics.jsonl"
+        self.timings = path / "timings.jsonl"
+        self.summary = path / "summary.json"
+        self.samples = path / "samples"
+        self.evaluations = path / "evaluations"
+        self.replay = path / "replay"
+        self.checkpoints = path / "checkpoints"
+        self.best = self.checkpoints / "best"
+        self.failures = path / "failures"
+        self.outbox = path / "outbox"
+        self._latest = path / "latest"
+
+    @classmethod
+    def create(cls, path: Path) -> "RunDir":
+        """A new run's folder.
+
+        Raises:
+            RunDirError: a run is there already, or the folder cannot be written.
+        """
+        run = cls(path)
+        if run.config.exists():
+            raise RunDirError(
+                f"{path} holds a run already: continue it with `rlsf resume {path}`, start it anew with --overwrite, or "
+                "give another name with --name"
+            )
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunDirError(f"{path} exists and is no run of rlsf: choose another name with --name, or move it away")
+        with _clear_os_errors(path):
+            for folder in (run.samples, run.evaluations, run.replay, run.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDir":
+        """An existing run's folder.
+
+        Raises:
+            RunDirError: there is no run.
+        """
+        run = cls(path)
+        if not run.config.is_file():
+            raise RunDirError(f"{path} holds no run: config.yaml is missing. Start one with `rlsf run CONFIG`")
+        return run
+
+    def remove(self) -> None:
+        """Delete the folder, if a run (and nothing else) is in it."""
+        if self.config.exists():
+            shutil.rmtree(self.path)
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def write_json(self, path: Path, value: Any) -> None:
+        self.write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Replace a file whole: a reader sees the old text or the new one, never half of it."""
+        with _clear_os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(path.name + ".tmp")
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+
+    def read_json(self, path: Path) -> Any:
+        """Raises RunDirError where the file is missing or broken."""
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunDirError(f"cannot read {path}: {error}. The run directory is damaged or incomplete") from error
+
+    def append_line(self, path: Path, row: dict[str, Any]) -> None:
+        with _clear_os_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_samples(self, iteration: int, rows: Iterable[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        self.write_text(self.samples / f"iter_{iteration:06d}.jsonl", lines)
+
+    def drop_after(self, iteration: int) -> None:
+        """Forget what was written by iterations later than `iteration`: they will be run again."""
+        for path in (self.metrics, self.timings):
+            if path.exists():
+                rows = [line for line in path.read_text("utf-8").splitlines(True) if _is_kept(line, iteration)]
+                self.write_text(path, "".join(rows))
+        for folder in (self.samples, self.evaluations):
+            for path in folder.glob("iter_*"):
+                if _iteration(path) > iteration:
+                    path.unlink()
+        for path in [*self.checkpoints.glob(".iter_*"), *self.checkpoints.glob("iter_*"), *self.best.glob("iter_*")]:
+            if path.name.startswith(".") or _iteration(path) > iteration:
+                shutil.rmtree(path)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, iteration: int) -> Path:
+        return self.checkpoints / f"iter_{iteration:06d}"
+
+    def write_checkpoint(self, iteration: int, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill a temporary folder, make it durable, rename it into place, and point `latest` at it."""
+        final = self.checkpoint(iteration)
+        temporary = self.checkpoints / f".iter_{iteration:06d}"
+        with _clear_os_errors(final):
+            for leftover in (temporary, final):
+                if leftover.exists():
+                    shutil.rmtree(leftover)
+            temporary.mkdir(parents=True)
+            write(temporary)
+            for path in [*sorted(temporary.rglob("*")), temporary]:
+                _fsync(path)
+            temporary.rename(final)
+            _fsync(self.checkpoints)
+        self.write_text(self._latest, final.name + "\n")
+        return final
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint, or None before the first.
+
+        Raises:
+            RunDirError: `latest` names one that is gone.
+        """
+        if not self._latest.exists():
+            return None
+        path = self.checkpoints / self._latest.read_text("utf-8").strip()
+        if not path.is_dir():
+            raise RunDirError(
+                f"{self._latest} names {path.name}, which is not in {self.checkpoints}: write the name of one that is there "
+                f"into {self._latest}"
+            )
+        return path
+
+    def prune_checkpoints(self, keep: int) -> int:
+        """Delete all but the newest `keep`; returns the iteration of the oldest one left."""
+        kept = sorted(self.checkpoints.glob("iter_*"))
+        for path in kept[:-keep]:
+            shutil.rmtree(path)
+        return _iteration(kept[-keep:][0])
+
+    def prune_best(self, iteration: int | None) -> None:
+        """Keep only the best adapter."""
+        for path in self.best.glob("iter_*"):
+            if _iteration(path) != iteration:
+                shutil.rmtree(path)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a file that this module wrote; a last line cut off by a kill is skipped."""
+    if not path.exists():
+        return
+    for line in path.read_text("utf-8").splitlines(True):
+        if line.endswith("\n"):
+            yield json.loads(line)
+
+
+def _iteration(path: Path) -> int:
+    """Of names such as iter_000012 and iter_000012_validation_sums.json."""
+    return int(path.name.lstrip(".").split(".")[0].split("_")[1])
+
+
+def _is_kept(line: str, iteration: int) -> bool:
+    return line.endswith("\n") and int(json.loads(line)["iteration"]) <= iteration
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _clear_os_errors(path: Path) -> Iterator[None]:
+    """A full disk, missing rights and their like, said in one line that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(
+            f"cannot write {path}: {error.strerror or error}. Free space or mend the rights, then `rlsf resume` continues "
+            "from the last checkpoint"
+        ) from error

@@ -1,0 +1,37 @@
+"""What the loop itself has to remember between iterations; everything else is in the parts' own checkpoints."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class LoopState:
+    """Saved as state.json in every checkpoint."""
+
+    iteration: int = 0
+    """Last one finished; 0 is the preparation."""
+    policy_version: int = 0
+    """Of the adapter that the engine serves; 0 is the untouched model."""
+    prepared: bool = False
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Generated so far, by phase."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Spent so far, by phase, over all sittings of the run."""
+    best_value: float | None = None
+    best_iteration: int | None = None
+    evaluations_since_best: int = 0
+    stop_reason: str | None = None
+    preflight: list[dict[str, Any]] = field(default_factory=list)
+    reward: dict[str, Any] = field(default_factory=dict)
+    """Running statistics of the reward."""
+    delivery: dict[str, Any] = field(default_factory=dict)
+    """What the last delivery check saw."""
+    tracking: dict[str, Any] = field(default_factory=dict)
+    """Ids with which the trackers continue the same run."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "LoopState":
+        return cls(**data)

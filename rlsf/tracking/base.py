@@ -1,0 +1,59 @@
+"""One tracker that forwards to those that the config asks for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlsf.config.schema import RunConfig
+from rlsf.experience import Group
+
+
+class Backend(Protocol):
+    """Takes the figures of one iteration after the other."""
+
+    def log(self, iteration: int, metrics: dict[str, float]) -> None: ...
+
+    def log_rollouts(self, iteration: int, groups: Sequence[Group]) -> None: ...
+
+    def finish(self, summary: dict[str, Any] | None) -> None: ...
+
+
+class Tracker:
+    """Forwards everything to each backend; with none it does nothing."""
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        self._backends = list(backends)
+
+    def log(self, iteration: int, metrics: dict[str, float]) -> None:
+        for backend in self._backends:
+            backend.log(iteration, metrics)
+
+    def log_rollouts(self, iteration: int, groups: Sequence[Group]) -> None:
+        for backend in self._backends:
+            backend.log_rollouts(iteration, groups)
+
+    def finish(self, summary: dict[str, Any] | None = None) -> None:
+        """Flush and close. `summary` is None where the run ended early."""
+        for backend in self._backends:
+            backend.finish(summary)
+        self._backends = []
+
+
+def create_tracker(config: RunConfig, directory: Path, ids: dict[str, Any], *, iteration: int) -> Tracker:
+    """Backends as `tracking` says.
+
+    Args:
+        directory: the run's folder.
+        ids: remembered between sittings, so that a resumed run continues as the same one; filled in here.
+        iteration: the last one that counts; what a backend holds beyond it is overwritten.
+    """
+    backends: list[Backend] = []
+    if config.tracking.tensorboard:
+        from rlsf.tracking.tensorboard import TensorBoardBackend
+
+        backends.append(TensorBoardBackend(directory / "tensorboard", purge_after=iteration))
+    if config.tracking.wandb.mode != "disabled":
+        from rlsf.tracking.wandb import WandbBackend
+
+        backends.append(WandbBackend(config, directory, ids))
+    return Tracker(backends)

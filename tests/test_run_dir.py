@@ -1,0 +1,94 @@
+"""The run directory: nothing half-written is ever taken for whole."""
+
+import json
+import os
+
+import pytest
+
+from rlsf.errors import RunDirError
+from rlsf.run_dir import RunDir, read_jsonl
+
+
+@pytest.fixture
+def directory(tmp_path):
+    run = RunDir.create(tmp_path / "run")
+    run.write_text(run.config, "name: run\n")
+    return run
+
+
+def test_a_second_run_of_the_same_name_is_refused(directory):
+    with pytest.raises(RunDirError, match="rlsf resume"):
+        RunDir.create(directory.path)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunDirError, match="no run of rlsf"):
+        RunDir.create(tmp_path)
+    RunDir(tmp_path).remove()
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_opening_what_is_no_run_says_so(tmp_path):
+    with pytest.raises(RunDirError, match=r"config\.yaml is missing"):
+        RunDir.open(tmp_path / "nothing")
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(directory):
+    def fails(folder):
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+
+    directory.write_checkpoint(1, lambda folder: (folder / "a").write_text("1"))
+    with pytest.raises(KeyboardInterrupt):
+        directory.write_checkpoint(2, fails)
+    assert directory.latest_checkpoint() == directory.checkpoint(1)
+    directory.drop_after(1)
+    assert [path.name for path in directory.checkpoints.iterdir()] == ["iter_000001"]
+
+
+def test_what_later_iterations_wrote_is_dropped(directory):
+    for iteration in (1, 2, 3):
+        directory.append_line(directory.metrics, {"iteration": iteration})
+        directory.write_samples(iteration, [{"reward": 1.0}])
+        directory.write_json(directory.evaluations / f"iter_{iteration:06d}_validation_a_b.json", {})
+        directory.write_checkpoint(iteration, lambda folder: (folder / "a").write_text("1"))
+        (directory.best / f"iter_{iteration:06d}").mkdir(parents=True)
+    with directory.metrics.open("a") as file:
+        file.write('{"iteration": 3, "cut o')
+    directory.drop_after(2)
+    assert [row["iteration"] for row in read_jsonl(directory.metrics)] == [1, 2]
+    assert sorted(path.name for path in directory.samples.iterdir()) == ["iter_000001.jsonl", "iter_000002.jsonl"]
+    assert len(list(directory.evaluations.iterdir())) == 2
+    assert not directory.checkpoint(3).exists()
+    assert not (directory.best / "iter_000003").exists()
+
+
+def test_old_checkpoints_go_and_the_best_adapter_stays(directory):
+    for iteration in range(5):
+        directory.write_checkpoint(iteration, lambda folder: (folder / "a").write_text("1"))
+    for iteration in (0, 2):
+        (directory.best / f"iter_{iteration:06d}").mkdir(parents=True)
+    assert directory.prune_checkpoints(keep=2) == 3
+    directory.prune_best(2)
+    assert sorted(path.name for path in directory.checkpoints.iterdir()) == ["best", "iter_000003", "iter_000004"]
+    assert [path.name for path in directory.best.iterdir()] == ["iter_000002"]
+
+
+def test_a_line_cut_off_by_a_kill_is_skipped(directory):
+    directory.metrics.write_text(json.dumps({"iteration": 1}) + '\n{"iter')
+    assert list(read_jsonl(directory.metrics)) == [{"iteration": 1}]
+
+
+def test_a_damaged_file_is_named(directory):
+    directory.summary.write_text("{")
+    with pytest.raises(RunDirError, match=r"summary\.json"):
+        directory.read_json(directory.summary)
+
+
+def test_a_full_disk_is_one_message(directory):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full on this system")
+    directory.metrics.symlink_to("/dev/full")
+    with pytest.raises(RunDirError, match="No space left"):
+        directory.append_line(directory.metrics, {"iteration": 1})
