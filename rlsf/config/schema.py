@@ -1,11 +1,22 @@
-"""Every key of a run's YAML file. Class defaults are the vetted settings; the text under a field says unit and effect."""
+"""Every key of a run's YAML file. Class defaults are the vetted settings; the text under a field says its effect."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from reward.config import AnswerConfig, MajorityConfig, RewardConfig, VerifierConfig
+from reward.config import (
+    AnswerConfig,
+    FunctionConfig,
+    MajorityConfig,
+    RewardConfig,
+    VerifierConfig,
+    VerifierRewardConfig,
+    WeightedSumConfig,
+)
 from rollouts.config import AutoEngineConfig, DeliveryConfig, EngineConfig, SamplingConfig, Section
+
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+"""Of a run or a task: it becomes part of file names."""
 
 
 class LoraConfig(Section):
@@ -25,8 +36,8 @@ class ModelConfig(Section):
     """The language model."""
 
     source: str = "lab"
-    """`lab` (the small model that ships with rlsf), a hub id, a local folder, a .gguf file, or `package:NAME` for a GGUF
-    file inside an installed Python package."""
+    """`lab` (the small model that ships with rlsf), a hub id, a local folder, a .gguf file, or `package:NAME` for a
+    GGUF file inside an installed Python package."""
     dtype: Literal["float32", "bfloat16", "auto"] = "auto"
     """`auto` is float32 on a CPU, bfloat16 on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -42,7 +53,7 @@ class ReasoningGymSource(Section):
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     dataset: str
     """Name in reasoning-gym, such as chain_sum or gcd."""
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the data set's config."""
     size: int = Field(2000, ge=3)
     """Problems generated, before duplicates are dropped."""
@@ -81,7 +92,7 @@ SourceConfig = Annotated[ReasoningGymSource | FileSource | DatasetsSource, Field
 
 
 class SplitConfig(Section):
-    """Held-out data. Duplicates and rows of one group never sit in two splits; the seed decides which row goes where."""
+    """Held-out data. Duplicates and rows of one group never sit in two splits; the seed decides what goes where."""
 
     validation: int = Field(100, ge=1)
     """Prompts for evaluation during the run."""
@@ -94,21 +105,42 @@ class SplitConfig(Section):
 class TaskConfig(Section):
     """One task of the stream."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(pattern=NAME)
     source: SourceConfig
     system: str | None = None
-    """System message put before every prompt."""
+    """System message put before every prompt; a row that brings its own keeps it."""
     template: str = "{prompt}"
-    """Wording of the user's message; {prompt} is the row's text. Ignored for rows that are chat messages."""
+    """Wording of the user's message; {prompt} is the row's text, other braces stand for themselves. Ignored for rows
+    that are chat messages."""
     chat: bool = True
     """Render with the model's chat template; false continues the plain text."""
     answer: AnswerConfig = AnswerConfig()
     verifier: VerifierConfig = VerifierConfig()
     split: SplitConfig = SplitConfig()
     iterations: int | None = Field(None, ge=1)
-    """Budget of this task in the stream; None shares the loop's iterations equally."""
+    """Budget of this task in the stream. Tasks without one share what the others leave of loop.iterations, the earlier
+    ones getting one more where it does not divide. Where every task has a budget, loop.iterations is not used."""
     max_tokens: int | None = Field(None, ge=1)
     """Overrides sampling.max_tokens for this task."""
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the source is expected to bring reference answers."""
+        return isinstance(self.source, ReasoningGymSource) or self.source.reference_column is not None
+
+    @model_validator(mode="after")
+    def _check(self) -> "TaskConfig":
+        if "{prompt}" not in self.template:
+            raise ValueError("template: must contain {prompt}, where the row's text goes")
+        if self.system is not None and not self.chat:
+            raise ValueError("system: plain text (chat: false) has no system message; put it into the template")
+        needed = self.split.validation + self.split.test + 1
+        if isinstance(self.source, ReasoningGymSource) and self.source.size < needed:
+            raise ValueError(
+                f"source.size: {self.source.size} problems are too few for split.validation ({self.split.validation}), "
+                f"split.test ({self.split.test}) and at least one to train on; expected {needed} or more"
+            )
+        return self
 
 
 class WarmStartConfig(Section):
@@ -194,7 +226,7 @@ class PpoConfig(OptimizerConfig):
 
 
 class DpoConfig(OptimizerConfig):
-    """Direct preference optimisation (arXiv 2305.18290) on pairs from the buffer; TRL's DPOTrainer computes the loss."""
+    """Direct preference optimisation (arXiv 2305.18290) on pairs from the buffer; TRL's DPOTrainer has the loss."""
 
     kind: Literal["dpo"] = "dpo"
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
@@ -290,7 +322,7 @@ class WandbConfig(Section):
     project: str = "rlsf"
     entity: str | None = None
     group: str | None = None
-    tags: list[str] = []
+    tags: tuple[str, ...] = ()
     rollout_rows: int = Field(16, ge=0)
     """Rollouts per iteration in the incremental table."""
 
@@ -305,7 +337,7 @@ class TrackingConfig(Section):
 class RunConfig(Section):
     """One experiment."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(pattern=NAME)
     """Folder of the run below output_dir."""
     seed: int = Field(0, ge=0)
     """Every generator of the run is derived from it."""
@@ -325,17 +357,82 @@ class RunConfig(Section):
     preflight: PreflightConfig = PreflightConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def task_iterations(self) -> tuple[int, ...]:
+        """Iterations of each task, in the order of the stream (see `TaskConfig.iterations`)."""
+        own = [task.iterations for task in self.tasks]
+        sharing = own.count(None)
+        rest = self.loop.iterations - sum(budget or 0 for budget in own)
+        share, extra = divmod(max(rest, 0), max(sharing, 1))
+        shares = iter([share + 1] * extra + [share] * (sharing - extra))
+        return tuple(next(shares) if budget is None else budget for budget in own)
+
+    def uses_labels(self) -> bool:
+        """Whether the reward sees reference answers: then it is not self-feedback."""
+        return _uses_labels(self.reward)
+
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
+        self._check_stream()
+        self._check_sampling()
+        self._check_labels()
+        if self.replay.ratio > 0 and self.replay.capacity < self.loop.prompts:
+            raise ValueError(
+                f"replay.capacity: {self.replay.capacity} groups do not even hold one iteration's loop.prompts "
+                f"({self.loop.prompts}), so nothing would be left to replay"
+            )
+        return self
+
+    def _check_stream(self) -> None:
         names = [task.name for task in self.tasks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"tasks: the name {twice[0]!r} is used twice; each task needs its own")
+        idle = [name for name, budget in zip(names, self.task_iterations, strict=True) if budget == 0]
+        if idle:
+            raise ValueError(
+                f"loop.iterations: {self.loop.iterations} leave nothing for {', '.join(idle)}; raise it, or give each "
+                "task its own `iterations`"
+            )
+
+    def _check_sampling(self) -> None:
         if not self.sampling.params().is_untruncated:
             raise ValueError(
                 "sampling: training needs temperature > 0, top_p = 1 and top_k = 0, because the log-probabilities of a "
                 "truncated distribution are not those of the policy and would bias every ratio"
             )
         if self.sampling.n == 1 and self.algorithm.kind in ("grpo", "dpo"):
-            raise ValueError(f"sampling.n: {self.algorithm.kind} compares the rollouts of a group and needs n of at least 2")
-        return self
+            raise ValueError(
+                f"sampling.n: {self.algorithm.kind} compares the rollouts of a group and needs n of at least 2"
+            )
+        limit = self.engine.max_model_len
+        longest = max(task.max_tokens or self.sampling.max_tokens for task in self.tasks)
+        if limit is not None and longest >= limit:
+            raise ValueError(
+                f"engine.max_model_len: {limit} tokens hold prompt and completion, and completions alone may take "
+                f"{longest} (max_tokens); raise the one or lower the other"
+            )
+
+    def _check_labels(self) -> None:
+        unlabelled = [task.name for task in self.tasks if not task.is_labelled]
+        if unlabelled and self.uses_labels():
+            raise ValueError(
+                f"reward: it needs reference answers, and task {unlabelled[0]!r} has none (source.reference_column is "
+                "null); name the column, or take a reward that needs no label, such as majority"
+            )
+        if self.warm_start is None:
+            return
+        first = self.tasks[0]
+        if not first.is_labelled:
+            raise ValueError(f"warm_start: it needs reference answers, and the first task, {first.name!r}, has none")
+        if first.split.train is not None and first.split.train < self.warm_start.examples:
+            raise ValueError(
+                f"warm_start.examples: {self.warm_start.examples} are more than the first task's split.train "
+                f"({first.split.train})"
+            )
+
+
+def _uses_labels(reward: RewardConfig) -> bool:
+    if isinstance(reward, WeightedSumConfig):
+        return any(_uses_labels(component.reward) for component in reward.components.values())
+    return isinstance(reward, VerifierRewardConfig) or (isinstance(reward, FunctionConfig) and reward.needs_reference)
