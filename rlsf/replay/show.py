@@ -140,7 +140,7 @@ def _experience(experience: Experience, position: str) -> Panel:
     parts: list[RenderableType] = [
         Text(visible(rollout.text)) if rollout.text else Text("(empty)", style="dim"),
         Rule(style="dim"),
-        Text(f"{rollout.id}", style="dim"),
+        Text(visible(rollout.id), style="dim"),
     ]
     tokens = len(rollout.completion_ids)
     facts = f"{tokens} token{'' if tokens == 1 else 's'} · finished by {rollout.finish_reason}"
