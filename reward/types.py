@@ -29,7 +29,8 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """The policy's own distribution at each completion token, arrays of shape (T,), in nats, at the sampling temperature."""
+    """The policy's own distribution at each completion token, at the sampling temperature: arrays of shape (T,),
+    in nats where nothing else is said."""
 
     logprob: np.ndarray
     """log p of the token that was sampled."""
@@ -38,7 +39,7 @@ class TokenStats:
     self_certainty: np.ndarray
     """KL(uniform ‖ p) = logsumexp(z) − mean(z) − log V (Intuitor, arXiv 2505.19590, eq. 2)."""
     top_gap: np.ndarray
-    """Largest minus second largest probability (CoT-decoding, arXiv 2402.10200, eq. 1)."""
+    """Largest minus second largest probability, in [0, 1] (CoT-decoding, arXiv 2402.10200, eq. 1)."""
 
 
 @dataclass(frozen=True)

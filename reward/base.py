@@ -1,0 +1,99 @@
+"""What every reward of this package shares: it gets no more than it declares, and nothing but scores comes
+out."""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from reward.types import Need, Reward, RewardContext, RewardError, Score
+from rollouts.types import Prompt, Rollout
+
+Groups = Sequence[Sequence[Rollout]]
+
+
+class BaseReward(ABC):
+    """A `Reward` with the checks done. Subclasses write `_score`; most of them are without state."""
+
+    name: str
+    needs: frozenset[Need] = frozenset()
+
+    def score(self, groups: Groups, context: RewardContext) -> list[list[Score]]:
+        """See `Reward.score`."""
+        scores = self._score(groups, restrict(context, self))
+        check_scores(self.name, groups, scores)
+        return scores
+
+    @abstractmethod
+    def _score(self, groups: Groups, context: RewardContext) -> list[list[Score]]: ...
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must restore, as JSON. Empty for a reward without memory."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take over what `state` returned."""
+
+    def freeze_statistics(self, frozen: bool) -> None:  # noqa: B027
+        """While frozen, scoring leaves running statistics as they are: for measurements outside the run."""
+
+
+class RolloutReward(BaseReward):
+    """A reward that looks at one rollout at a time."""
+
+    def _score(self, groups: Groups, context: RewardContext) -> list[list[Score]]:
+        return [[self._score_one(rollout, context) for rollout in group] for group in groups]
+
+    @abstractmethod
+    def _score_one(self, rollout: Rollout, context: RewardContext) -> Score: ...
+
+
+def check_scores(name: str, groups: Groups, scores: Sequence[Sequence[Score]]) -> None:
+    """Raises RewardError where a score is missing, is not finite, or has evidence that is no JSON."""
+    if [len(group) for group in scores] != [len(group) for group in groups]:
+        raise RewardError(f"reward {name!r} did not return one score per rollout, in the shape of the groups")
+    for group, group_scores in zip(groups, scores, strict=True):
+        for rollout, score in zip(group, group_scores, strict=True):
+            _check(name, rollout, score)
+
+
+def restrict(context: RewardContext, reward: Reward) -> RewardContext:
+    """The context with only what `reward` declares; labels go only to those that declare `reference`.
+
+    Raises:
+        RewardError: the context lacks what the reward needs.
+    """
+    for need in ("engine", "token_stats"):
+        if need in reward.needs and getattr(context, need) is None:
+            raise RewardError(f"reward {reward.name!r} needs {need!r}, which the context does not provide")
+    prompts = context.prompts
+    if "reference" not in reward.needs:
+        prompts = {key: prompt.without_labels() for key, prompt in prompts.items()}
+    return replace(
+        context,
+        prompts=prompts,
+        engine=context.engine if "engine" in reward.needs else None,
+        token_stats=context.token_stats if "token_stats" in reward.needs else None,
+    )
+
+
+def prompt_of(rollout: Rollout, context: RewardContext) -> Prompt:
+    """Raises RewardError where the context lacks the rollout's prompt."""
+    try:
+        return context.prompts[rollout.prompt_id]
+    except KeyError:
+        raise RewardError(f"rollout {rollout.id!r}: its prompt {rollout.prompt_id!r} is not in the context") from None
+
+
+def _check(name: str, rollout: Rollout, score: Score) -> None:
+    for part, value in {"value": score.value, **score.components}.items():
+        if value is not None and not math.isfinite(value):
+            raise RewardError(
+                f"reward {name!r} gave rollout {rollout.id!r} a {part} of {value}; a reward must be finite"
+            )
+    try:
+        json.dumps(score.evidence, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"reward {name!r}: the evidence for rollout {rollout.id!r} is no JSON: {error}") from error

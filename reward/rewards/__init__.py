@@ -1,0 +1,1 @@
+"""One reward per module."""

@@ -1,0 +1,204 @@
+"""Reward functions written for TRL: `f(prompts, completions, completion_ids, **columns) -> list[float |
+None]`."""
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from numbers import Real
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from reward.base import BaseReward, Groups, prompt_of
+from reward.types import Need, RewardContext, RewardError, Score
+from rollouts.types import Prompt, Rollout
+
+RewardFunction = Callable[..., Any]
+
+_RESERVED = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "prompt",
+    "completion",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+)
+
+
+class FunctionReward(BaseReward):
+    """Calls the function once for all rollouts, with keyword arguments as TRL's GRPOTrainer does.
+
+    It gets `prompts` and `completions` (strings, or lists of messages where the prompt is a chat),
+    `completion_ids`, one list per metadata column of the prompts (None where a prompt lacks it), `reference`
+    if asked for, `trainer_state` (its `global_step` is the iteration), `log_extra` and `log_metric`, whose
+    values end up in the evidence. A function without `**kwargs` gets the ones it names. A coroutine function
+    is awaited.
+    """
+
+    def __init__(self, function: RewardFunction, *, name: str | None = None, needs_reference: bool = False) -> None:
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        self.needs: frozenset[Need] = frozenset({"reference"}) if needs_reference else frozenset()
+        self._function = function
+
+    def _score(self, groups: Groups, context: RewardContext) -> list[list[Score]]:
+        rollouts = [rollout for group in groups for rollout in group]
+        if not rollouts:
+            return [[] for _ in groups]
+        log = _Log(len(rollouts))
+        arguments = self._arguments(rollouts, context) | {"log_extra": log.extra, "log_metric": log.metric}
+        values = self._checked(self._call(arguments, rollouts), rollouts)
+        scores = iter(
+            Score(value, {} if value is None else {self.name: value}, log.evidence(index))
+            for index, value in enumerate(values)
+        )
+        return [[next(scores) for _ in group] for group in groups]
+
+    def _arguments(self, rollouts: Sequence[Rollout], context: RewardContext) -> dict[str, Any]:
+        prompts = [prompt_of(rollout, context) for rollout in rollouts]
+        names = sorted({name for prompt in prompts for name in prompt.metadata} - set(_RESERVED))
+        columns: dict[str, Any] = {name: [prompt.metadata.get(name) for prompt in prompts] for name in names}
+        if "reference" in self.needs:
+            columns["reference"] = [prompt.reference for prompt in prompts]
+        else:
+            columns.pop("reference", None)
+        return {
+            "prompts": [_messages(prompt) for prompt in prompts],
+            "completions": [_completion(r, prompt) for r, prompt in zip(rollouts, prompts, strict=True)],
+            "completion_ids": [list(rollout.completion_ids) for rollout in rollouts],
+            **columns,
+            "trainer_state": SimpleNamespace(global_step=context.iteration),
+        }
+
+    def _call(self, arguments: dict[str, Any], rollouts: Sequence[Rollout]) -> Any:
+        try:
+            result = self._function(**_accepted(self._function, arguments))
+            if inspect.iscoroutine(result):
+                # In a thread of its own: the caller may be inside a running event loop already.
+                with ThreadPoolExecutor(1) as pool:
+                    result = pool.submit(asyncio.run, result).result()
+            return result
+        except Exception as error:
+            raise RewardError(
+                f"reward function {self.name!r} raised {error!r} while scoring {_ids(rollouts)}"
+            ) from error
+
+    def _checked(self, values: Any, rollouts: Sequence[Rollout]) -> list[float | None]:
+        if isinstance(values, str | bytes | dict) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
+            raise RewardError(
+                f"reward function {self.name!r} returned {type(values).__name__} for {_ids(rollouts)}; a list was "
+                "expected, with one number or None per completion"
+            )
+        if len(values) != len(rollouts):
+            raise RewardError(
+                f"reward function {self.name!r} returned {len(values)} rewards for {len(rollouts)} completions "
+                f"({_ids(rollouts)})"
+            )
+        return [self._number(value, rollout) for value, rollout in zip(values, rollouts, strict=True)]
+
+    def _number(self, value: Any, rollout: Rollout) -> float | None:
+        if value is None:
+            return None
+        number = value.item() if hasattr(value, "item") else value  # NumPy scalars and tensors of one element
+        if not isinstance(number, Real):
+            raise RewardError(
+                f"reward function {self.name!r} returned {value!r} for rollout {rollout.id!r}: neither a number "
+                "nor None"
+            )
+        return float(number)
+
+
+def load_function(path: str) -> RewardFunction:
+    """The function that `module:function` or `path/to/file.py:function` names; a relative file is taken from
+    the working directory.
+
+    Raises:
+        RewardError: there is no such module, file or function, or importing it raised.
+    """
+    module_name, _, name = path.rpartition(":")
+    try:
+        module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
+    except Exception as error:
+        raise RewardError(f"reward function {path!r}: {module_name} cannot be imported: {error!r}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        found = sorted(
+            key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")
+        )
+        raise RewardError(
+            f"reward function {path!r}: {module_name} has no function {name!r}; it has: {', '.join(found) or 'none'}"
+        )
+    return function
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path} in {Path.cwd()}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Log:
+    """Keeps what a function hands to `log_extra` and `log_metric`, for the evidence. Functions may log from
+    threads."""
+
+    def __init__(self, rollouts: int) -> None:
+        self._rollouts = rollouts
+        self._lock = threading.Lock()
+        self._extra: dict[str, list[Any]] = {}
+        self._metrics: dict[str, list[float]] = {}
+
+    def extra(self, column: str, values: Sequence[Any]) -> None:
+        """TRL's `log_extra`: one value per completion."""
+        if len(values) != self._rollouts:
+            raise ValueError(f"log_extra({column!r}) got {len(values)} values for {self._rollouts} completions")
+        with self._lock:
+            self._extra[column] = [_readable(value) for value in values]
+
+    def metric(self, name: str, value: float) -> None:
+        """TRL's `log_metric`: a number for the batch, averaged over calls."""
+        with self._lock:
+            self._metrics.setdefault(name, []).append(float(value))
+
+    def evidence(self, index: int) -> dict[str, Any]:
+        evidence = {column: values[index] for column, values in self._extra.items()}
+        if self._metrics:
+            evidence["metrics"] = {name: _readable(sum(values) / len(values)) for name, values in self._metrics.items()}
+        return evidence
+
+
+def _accepted(function: RewardFunction, arguments: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return arguments
+    return {parameter.name: arguments[parameter.name] for parameter in parameters if parameter.name in arguments}
+
+
+def _messages(prompt: Prompt) -> Any:
+    return prompt.content if isinstance(prompt.content, str) else [dict(message) for message in prompt.content]
+
+
+def _completion(rollout: Rollout, prompt: Prompt) -> Any:
+    return rollout.text if isinstance(prompt.content, str) else [{"role": "assistant", "content": rollout.text}]
+
+
+def _readable(value: Any) -> Any:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return str(value)
+    return value
+
+
+def _ids(rollouts: Sequence[Rollout]) -> str:
+    shown = ", ".join(repr(rollout.id) for rollout in rollouts[:8])
+    return f"rollouts {shown}" + (f" and {len(rollouts) - 8} more" if len(rollouts) > 8 else "")

@@ -1,0 +1,82 @@
+"""What the reward tests share: rollouts made by hand, and an engine that says what it is told."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reward.answers import make_extractor
+from reward.config import AnswerConfig
+from reward.types import RewardContext
+from rollouts.types import Prompt, Rollout, SamplingParams
+
+NUMBER = AnswerConfig(kind="number")
+
+
+def rollout(
+    text: str, *, prompt_id: str = "p", index: int = 0, cut: bool = False, ids: Sequence[int] | None = None
+) -> Rollout:
+    """A completion of one token per character, unless `ids` says otherwise."""
+    tokens = tuple(range(len(text))) if ids is None else tuple(ids)
+    return Rollout(
+        id=f"{prompt_id}-{index}",
+        prompt_id=prompt_id,
+        group_id=prompt_id,
+        prompt_ids=(1, 2),
+        completion_ids=tokens,
+        text=text,
+        logprobs=(-0.5,) * len(tokens),
+        finish_reason="length" if cut else "stop",
+        policy_version=0,
+        sampling=SamplingParams(),
+    )
+
+
+def group(*texts: str, prompt_id: str = "p") -> list[Rollout]:
+    return [rollout(text, prompt_id=prompt_id, index=index) for index, text in enumerate(texts)]
+
+
+def prompt(
+    reference: str | None = None,
+    *,
+    id: str = "p",
+    task: str = "sums",
+    grading: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Prompt:
+    return Prompt(id, task, "What is 7 + 5?", reference=reference, grading=grading or {}, **more)
+
+
+def context(*prompts: Prompt, answer: AnswerConfig = NUMBER, **more: Any) -> RewardContext:
+    return RewardContext(prompts={p.id: p for p in prompts}, extract=make_extractor(answer), **more)
+
+
+@dataclass
+class ScriptedEngine:
+    """Replies with what `reply(prompt, sample index)` says, and keeps what it was asked."""
+
+    reply: Callable[[Prompt, int], str]
+    cut: bool = False
+    asked: list[Prompt] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    sampling: SamplingParams | None = None
+    version: int = 0
+    description: str = "scripted"
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams, *, seed: int) -> list[list[Rollout]]:
+        self.asked.extend(prompts)
+        self.seeds.append(seed)
+        self.sampling = sampling
+        return [
+            [rollout(self.reply(p, i), prompt_id=p.id, index=i, cut=self.cut) for i in range(sampling.n)]
+            for p in prompts
+        ]
+
+    def score_tokens(self, sequences: Any, *, temperature: float = 1.0) -> list[list[float]]:
+        raise NotImplementedError
+
+    def sync(self, adapter_dir: Path, version: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass

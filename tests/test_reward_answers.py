@@ -1,0 +1,302 @@
+"""Where an answer stands, and which answers are the same vote."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from reward.answers import answer_in_rollout, canonical_answer, find_answer, make_extractor
+from reward.config import AnswerConfig
+from rollouts.types import Rollout, SamplingParams
+from tests.reward_fakes import NUMBER, rollout
+
+STATED = {
+    # bare numbers
+    "12": "12",
+    "12\n": "12",
+    "  12  ": "12",
+    "12.": "12",
+    "+12": "12",
+    "-5": "-5",
+    "−5": "-5",  # the typographic minus
+    "–5": "-5",
+    "0": "0",
+    "-0": "0",
+    "-0.0": "0",
+    "007": "7",
+    "1234": "1234",
+    "1,234": "1234",
+    "1,234,567.89": "1234567.89",
+    "-1,234": "-1234",
+    "3.5": "3.5",
+    "3.5.": "3.5",
+    "3.50": "3.5",
+    ".5": "0.5",
+    "12.0": "12",
+    "100": "100",
+    "1e3": "1000",
+    "1E-3": "0.001",
+    "2.5e+2": "250",
+    "1/2": "1/2",
+    "-3/4": "-3/4",
+    "$12": "12",
+    "$12.50": "12.5",
+    "-$12": "-12",
+    "12 €": "12",
+    "12%": "12",
+    "12 %": "12",
+    "12 apples": "12",
+    "12 apples.": "12",
+    "12 cm": "12",
+    "12cm": "12",
+    "12 m": "12",
+    "12 square meters": "12",
+    "12 cm^2": "12",
+    "90°": "90",
+    "12 km/h": "12",
+    # stated at the end
+    "The answer is 12.": "12",
+    "The answer is 12": "12",
+    "The answer is: 12": "12",
+    "The answer is **12**.": "12",
+    "the answer is -5": "-5",
+    "The answer is $12$.": "12",
+    r"The answer is \(12\).": "12",
+    r"The answer is \boxed{12}.": "12",
+    r"$\boxed{-\frac{1}{2}}$": "-1/2",
+    "7 + 5 = 12": "12",
+    "7+5=12": "12",
+    "7 - 12 = -5": "-5",
+    "3 + 4 = 7 + 5 = 12": "12",
+    "7 + 5 = 11. No: 7 + 5 = 12": "12",
+    "x = 1/2": "1/2",
+    "2^10 = 1024": "1024",
+    "sqrt(2) ≈ 1.414": "1.414",
+    "So we get 12 apples.": "12",
+    "7 plus 5 equals 12.": "12",
+    "That makes 12": "12",
+    "It's 12.": "12",
+    "The sum is therefore 12": "12",
+    "They have a total of 12 apples.": "12",
+    "Answer:\n\n12": "12",
+    "A: 12": "12",
+    "7 + 5 gives 12\n#### 12": "12",
+    "gcd(12, 18) -> 6": "6",
+    'The answer is "12".': "12",
+}
+
+NOT_STATED = [
+    "",
+    " \n",
+    "twelve",
+    "5 and 7",
+    "5 or 7",
+    "The answer is 5 or 7",
+    "The answer is 5 because 7",
+    "The answer is 12 because 7 + 5",
+    "The answer is not 12",
+    "The answer isn't 12",
+    "The greatest common divisor of 12 and 18",
+    "the divisors of 18",
+    "Let me add 7 and 5",
+    "12 = 7 + 5",
+    "7 + 5",
+    "7 - 5",
+    "7 -5",
+    "= 3*4",
+    "3 * 4",
+    "12 13",
+    "12\n13",
+    "12, 13",
+    "12?",
+    "12!",
+    "12...",
+    "12,",
+    "1,23",
+    "1,2345",
+    "12,34,567",
+    "1.2.3",
+    "1.234,5",
+    "192.168.0.1",
+    "10:30",
+    "2024-01-15",
+    "3-5",
+    "3–5",
+    "x != 12",
+    "x >= 12",
+    "x ≠ 12",
+    "12 million",
+    "12 thousand",
+    "5 M",
+    "2 pi",
+    "2 squared",
+    "5²",
+    "5^2",
+    "5x",
+    "x12",
+    "12th",
+    "0x10",
+    "1_000",
+    "±5",
+    "--5",
+    "- 5",  # a bullet, or a minus?
+    "1 1/2",
+    "5/0",
+    "1e3000",
+    "٣",  # three, but not in ASCII digits
+    "１２",
+    r"\boxed{3}\boxed{4}",
+    "12 is",
+    "nan",
+    "inf",
+    "The answer is 12. What is 3 + 4?",
+    "9" * 1001,
+]
+
+
+@pytest.mark.parametrize(("text", "canonical"), STATED.items())
+def test_number_is_found_where_it_is_stated(text: str, canonical: str) -> None:
+    assert make_extractor(NUMBER)(rollout(text)) == canonical
+
+
+@pytest.mark.parametrize("text", NOT_STATED)
+def test_no_number_is_found_where_none_is_stated(text: str) -> None:
+    assert make_extractor(NUMBER)(rollout(text)) is None
+
+
+def test_a_truncated_completion_has_no_answer() -> None:
+    for kind in ("number", "text", "choice"):
+        assert make_extractor(AnswerConfig(kind=kind))(rollout("12" if kind != "choice" else "B", cut=True)) is None
+    assert make_extractor(AnswerConfig(kind="boxed"))(rollout(r"\boxed{12}", cut=True)) is None
+
+
+def test_stop_string_is_not_part_of_the_answer() -> None:
+    stopped = rollout("12\nQ:")
+    with_stop = Rollout(
+        **{f: getattr(stopped, f) for f in Rollout.__slots__} | {"sampling": SamplingParams(stop=("\nQ:",))}
+    )
+    assert answer_in_rollout(with_stop, NUMBER) == "12"
+    assert answer_in_rollout(stopped, NUMBER) is None
+
+
+@given(
+    st.integers(-(10**12), 10**12),
+    st.sampled_from(["{}", "{}.", "{}.0", "The answer is {}.", "7 + 5 = {}", "{:,}", "{} apples"]),
+)
+def test_every_integer_is_read_back_from_every_form(number: int, form: str) -> None:
+    found = find_answer(form.format(number), NUMBER)
+    assert found is not None
+    assert canonical_answer(found, NUMBER) == str(number)
+
+
+@given(st.floats(-1e9, 1e9, allow_subnormal=False))
+def test_decimals_are_read_back(number: float) -> None:
+    found = find_answer(repr(number), NUMBER)
+    assert found is not None
+    assert math.isclose(float(canonical_answer(found, NUMBER)), number, abs_tol=0)
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_read_without_error_and_canonical_answers_are_stable(text: str) -> None:
+    for kind in ("number", "text", "boxed", "tag", "choice"):
+        config = AnswerConfig(kind=kind)
+        found = find_answer(text, config)
+        if found is not None:
+            canonical = canonical_answer(found, config)
+            assert canonical
+            assert canonical_answer(canonical, config) == canonical
+
+
+@given(
+    st.lists(
+        st.sampled_from(["12", " is ", "= ", "-", ".", ",", "and ", "5", "/", "%", " ", "\n", "e", "$", "*"]),
+        max_size=12,
+    )
+)
+def test_a_number_found_is_a_number_in_the_text(parts: list[str]) -> None:
+    text = "".join(parts)
+    found = find_answer(text, NUMBER)
+    assert found is None or found.lstrip("-") in text.replace("−", "-")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{\frac{1}{2}} holds", "1/2"),
+        (r"\boxed{\frac{x}{y + \sqrt{2}}}", r"\frac{x}{y + \sqrt{2}}"),
+        (r"\boxed{1} and \boxed{12.0}", "12"),
+        (r"\boxed{X}", "X"),
+        (r"\boxed{1} and \boxed{2", None),
+        (r"\boxed{}", None),
+        ("12", None),
+    ],
+)
+def test_boxed(text: str, answer: str | None) -> None:
+    assert make_extractor(AnswerConfig(kind="boxed"))(rollout(text)) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<answer>12.0</answer>", "12"),
+        ("<answer>1</answer> no <answer> New  York\n</answer>", "new york"),
+        ("<answer>12", None),
+        ("<answer> </answer>", None),
+        ("<answer>1<answer>2</answer>", "2"),
+        ("12", None),
+    ],
+)
+def test_tag(text: str, answer: str | None) -> None:
+    assert make_extractor(AnswerConfig(kind="tag"))(rollout(text)) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("B", "B"),
+        ("b", "B"),
+        ("(B)", "B"),
+        ("(b).", "B"),
+        ("**B**", "B"),
+        ("The answer is B.", "B"),
+        ("Answer: (C)", "C"),
+        ("The answer is option D", "D"),
+        ("B) Paris", "B"),
+        ("A) Rome B) Paris", None),
+        ("B or C", None),
+        ("A dog", None),
+        ("I think", None),
+        ("The answer is a", None),
+        ("", None),
+    ],
+)
+def test_choice(text: str, answer: str | None) -> None:
+    assert make_extractor(AnswerConfig(kind="choice"))(rollout(text)) == answer
+
+
+def test_regex_takes_group_1_of_the_last_match() -> None:
+    extract = make_extractor(AnswerConfig(kind="regex", pattern=r"Result: (\S+)"))
+    assert extract(rollout("Result: 7\nResult: 12.0")) == "12"
+    assert extract(rollout("no result")) is None
+
+
+def test_text_is_the_whole_completion_folded() -> None:
+    extract = make_extractor(AnswerConfig(kind="text"))
+    assert extract(rollout("  New\n YORK ")) == "new york"
+    assert extract(rollout(" \n")) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"kind": "regex"}, "needs a pattern"),
+        ({"kind": "regex", "pattern": "("}, "no regular expression"),
+        ({"kind": "regex", "pattern": "12"}, "0 capturing groups"),
+        ({"kind": "number", "pattern": "(1)"}, "regex only"),
+    ],
+)
+def test_a_useless_answer_config_is_refused(settings: dict[str, str], word: str) -> None:
+    with pytest.raises(ValidationError, match=word):
+        AnswerConfig(**settings)
