@@ -54,7 +54,7 @@ def make_group(
     )
 
 
-SCENARIO_ITERATIONS = 14
+SCENARIO_ITERATIONS = 20
 SCENARIO_SEED = 5
 PRUNE_LAG = 3
 """The scenario can be rolled back by this many iterations."""
@@ -72,7 +72,7 @@ def play_iteration(store: ReplayStore, iteration: int) -> None:
             f"g{iteration}-{i}",
             iteration=iteration,
             priority=float(rng.random()),
-            logprobs=tuple(rng.normal(size=400).tolist()),
+            logprobs=tuple(rng.normal(size=150).tolist()),
         )
         for i in range(4)
     ]

@@ -25,9 +25,7 @@ JSON = st.recursive(
 
 
 def round_trip(group: Group) -> Group:
-    return decode(
-        encode(group), group_id=group.id, task=group.task, iteration=group.iteration, priority=group.priority
-    )
+    return decode(encode(group), group_id=group.id, task=group.task, iteration=group.iteration, priority=group.priority)
 
 
 def bits(values: tuple[float, ...]) -> list[bytes]:
@@ -37,9 +35,7 @@ def bits(values: tuple[float, ...]) -> list[bytes]:
 @settings(deadline=None, max_examples=150)
 @given(logprobs=st.lists(FLOATS, max_size=20).map(tuple), text=ANY_TEXT, reward=st.none() | FLOATS, evidence=JSON)
 def test_a_group_comes_back_bit_for_bit(logprobs, text, reward, evidence):
-    group = make_group(
-        "g", logprobs=logprobs, text=text, rewards=(reward, 0.5), evidence={"of any kind": evidence}
-    )
+    group = make_group("g", logprobs=logprobs, text=text, rewards=(reward, 0.5), evidence={"of any kind": evidence})
     restored = round_trip(group)
     assert restored == group
     first = restored.experiences[0]

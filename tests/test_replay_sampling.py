@@ -92,7 +92,7 @@ def test_the_tree_is_a_function_of_its_leaves(changes, chunk):
 
 @pytest.mark.parametrize("capacity", [1, 10])
 def test_every_group_ever_seen_is_equally_likely_to_remain_in_a_reservoir(capacity):
-    seen, seeds = 40, 1500
+    seen, seeds = 30, 1000
     remains = np.zeros(seen)
     for seed in range(seeds):
         slots = {}

@@ -9,13 +9,15 @@ import json
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from reward.types import Score
 from rlsf.errors import RunDirError
 from rlsf.experience import Experience, Group
 from rollouts.types import Prompt, Rollout, SamplingParams
+
+SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
 
 
 def check_group(group: Group) -> None:
@@ -139,7 +141,7 @@ def _experience_to_dict(experience: Experience, prompt_index: int) -> dict[str, 
         "logprobs": rollout.logprobs,
         "finish_reason": rollout.finish_reason,
         "policy_version": rollout.policy_version,
-        "sampling": asdict(rollout.sampling),
+        "sampling": {name: getattr(rollout.sampling, name) for name in SAMPLING_FIELDS},
         "score": {"value": score.value, "components": score.components, "evidence": score.evidence},
         "reference_logprobs": experience.reference_logprobs,
     }
