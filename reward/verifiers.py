@@ -169,8 +169,6 @@ class ReasoningGymVerifier(AnswerVerifier):
         scorer = _gym_dataset(dataset, json.dumps(dict(prompt.grading.get("params", {})), sort_keys=True))
         if type(scorer).score_answer is _default_score_answer():
             return Grade(0.0, False, evidence)
-        if dataset in _TUPLE_ENTRIES:
-            entry = _tuples(entry)
         try:
             value = float(scorer.score_answer(answer, entry))
         except Exception as error:
@@ -232,16 +230,6 @@ def _is_finished_number(answer: str) -> bool:
         return True
     over, under = (int(part) for part in number.split("/"))
     return under > 1 and math.gcd(over, under) == 1
-
-
-# Their scorers compare grids with the tuples of the entry, which JSON turns into lists.
-_TUPLE_ENTRIES = ("arc_agi", "rearc")
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _default_score_answer() -> Any:

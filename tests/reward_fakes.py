@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from reward.answers import make_extractor
 from reward.config import AnswerConfig
-from reward.types import RewardContext
+from reward.types import RewardContext, Score, TokenStats
 from rollouts.types import Prompt, Rollout, SamplingParams
 
 NUMBER = AnswerConfig(kind="number")
@@ -80,3 +82,15 @@ class ScriptedEngine:
 
     def close(self) -> None:
         pass
+
+
+def values(scores: Sequence[Sequence[Score]]) -> list[list[float | None]]:
+    return [[score.value for score in row] for row in scores]
+
+
+def stats_of(probabilities: Sequence[Sequence[float]]) -> TokenStats:
+    """KL(uniform ‖ p) written out as Σ u log(u / p)."""
+    p = np.asarray(probabilities, dtype=float)
+    u = 1 / p.shape[-1]
+    certainty = (u * np.log(u / p)).sum(-1)
+    return TokenStats(np.log(p[:, 0]), -(p * np.log(p)).sum(-1), certainty, p[:, 0] - p[:, 1])

@@ -28,15 +28,17 @@ class JudgeReward(BaseReward):
         self._config = config or JudgeConfig()
 
     def _score(self, groups: Groups, context: RewardContext) -> list[list[Score]]:
-        answered = {
-            (rollout.prompt_id, rollout.text): rollout
-            for group in groups
-            for rollout in reversed(group)  # the first of equal rollouts gives the judgement its name
-            if context.extract(rollout) is not None
-        }
-        judged = dict(zip(answered, self._judge(list(answered.values()), context), strict=True))
+        answered = {rollout.id for group in groups for rollout in group if context.extract(rollout) is not None}
+        distinct: dict[tuple[str, str], Rollout] = {}
+        for group in groups:
+            for rollout in group:
+                if rollout.id in answered:
+                    distinct.setdefault(_same(rollout), rollout)
+        judged = dict(zip(distinct, self._judge(list(distinct.values()), context), strict=True))
         unasked = Score(0.0, {self.name: 0.0}, {"note": "no answer to grade"})
-        return [[judged.get((rollout.prompt_id, rollout.text), unasked) for rollout in group] for group in groups]
+        return [
+            [judged[_same(rollout)] if rollout.id in answered else unasked for rollout in group] for group in groups
+        ]
 
     def _judge(self, rollouts: list[Rollout], context: RewardContext) -> list[Score]:
         if not rollouts:
@@ -76,6 +78,10 @@ class JudgeReward(BaseReward):
             return Score(None, {}, evidence)
         value = (sum(readable) / len(readable) - low) / (high - low)
         return Score(value, {self.name: value}, evidence)
+
+
+def _same(rollout: Rollout) -> tuple[str, str]:
+    return rollout.prompt_id, rollout.text
 
 
 def parse_grade(text: str, low: float, high: float, *, truncated: bool = False) -> float | None:

@@ -1,0 +1,127 @@
+"""Composition: weights, normalisation, and who sees what."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reward.base import BaseReward, Groups
+from reward.rewards.weighted_sum import Component, WeightedSumReward
+from reward.types import RewardContext, RewardError, Score
+from tests.reward_fakes import ScriptedEngine, context, group, prompt, values
+
+
+class Fixed(BaseReward):
+    """Gives the values it was made with, one per rollout, and keeps the contexts it saw."""
+
+    def __init__(self, *rows: Sequence[float | None], name: str = "fixed", needs: frozenset[Any] = frozenset()) -> None:
+        self.name, self.needs, self.rows = name, needs, rows
+        self.contexts: list[RewardContext] = []
+
+    def _score(self, groups: Groups, context: RewardContext) -> list[list[Score]]:
+        self.contexts.append(context)
+        return [[Score(value, {}, {"note": self.name}) for value in row] for row in self.rows]
+
+
+GROUP_OF_4 = group("1", "2", "3", "4")
+
+
+def test_weighted_sum_leaves_out_components_without_an_opinion() -> None:
+    reward = WeightedSumReward(
+        {"a": Component(Fixed([1, 2, None, None]), 2.0), "b": Component(Fixed([10, None, 10, None]), 0.5)}
+    )
+    scores = reward.score([GROUP_OF_4], context(prompt()))[0]
+    assert [score.value for score in scores] == [7, 4, 5, None]
+    assert scores[0].components == {"a": 1, "b": 10}
+    assert scores[1].components == {"a": 2}
+    assert scores[0].evidence == {"a": {"note": "fixed"}, "b": {"note": "fixed"}}
+
+
+def test_group_normalisation_uses_the_sample_deviation() -> None:
+    reward = WeightedSumReward({"a": Component(Fixed([1.5, 2, 2.5, 2]), 1.0, "group")})
+    scores = reward.score([GROUP_OF_4], context(prompt()))[0]
+    assert [s.value for s in scores] == pytest.approx([-1.2247, 0, 1.2247, 0], abs=1e-4)
+    assert scores[0].components == {"a": 1.5}
+    assert scores[0].evidence["a"]["normalized"] == pytest.approx(-1.2247, abs=1e-4)
+
+
+def test_group_normalisation_leaves_out_no_opinions_and_makes_nothing_of_equal_values() -> None:
+    reward = WeightedSumReward(
+        {"a": Component(Fixed([1, 3, None, None], [0.1 + 0.2, 0.3, 0.3, 0.3], [5]), 1.0, "group")}
+    )
+    groups = [GROUP_OF_4, GROUP_OF_4, GROUP_OF_4[:1]]
+    first, second, third = values(reward.score(groups, context(prompt())))
+    assert first == pytest.approx([-(0.5**0.5), 0.5**0.5, None, None])
+    assert second == [0, 0, 0, 0]
+    assert third == [0]
+
+
+@given(st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_running_normalisation_knows_everything_scored_so_far(batches: list[list[float]]) -> None:
+    reward = WeightedSumReward({"a": Component(Fixed(), 1.0, "running")})
+    seen: list[float] = []
+    for batch in batches:
+        reward._components["a"].reward.rows = ([*batch, None],)
+        got = reward.score([group(*["1"] * (len(batch) + 1))], context(prompt()))[0]
+        seen += batch
+        deviation = statistics.stdev(seen) if len(seen) > 1 else 0.0
+        if deviation > 1e-6:
+            expected = [(value - statistics.fmean(seen)) / deviation for value in batch]
+            assert [s.value for s in got[:-1]] == pytest.approx(expected, abs=1e-6)
+        assert got[-1].value is None
+
+
+def test_running_statistics_survive_a_save_and_stand_still_while_frozen() -> None:
+    def make(*row: float) -> WeightedSumReward:
+        inner = WeightedSumReward({"x": Component(Fixed(row), 1.0, "running")})
+        return WeightedSumReward({"inner": Component(inner), "y": Component(Fixed(row), 1.0, "running")})
+
+    first = make(1.0, 2.0, 4.0, 9.0)
+    first.score([GROUP_OF_4], context(prompt()))
+    saved = json.loads(json.dumps(first.state()))
+    resumed = make(3.0, 3.0, 5.0, 8.0)
+    resumed.restore(saved)
+    for component in (first._components["inner"].reward._components["x"], first._components["y"]):
+        component.reward.rows = ((3.0, 3.0, 5.0, 8.0),)
+    first.freeze_statistics(True)
+    measured = values(first.score([GROUP_OF_4], context(prompt())))
+    assert first.state() == saved
+    first.freeze_statistics(False)
+    went_on = values(first.score([GROUP_OF_4], context(prompt())))
+    assert went_on == values(resumed.score([GROUP_OF_4], context(prompt()))) == measured
+    assert first.state() == resumed.state() != saved
+
+
+def test_nested_sums_name_their_parts() -> None:
+    inner = WeightedSumReward({"x": Component(Fixed([1, 2, 3, 4])), "y": Component(Fixed([1, 1, 1, None]))})
+    outer = WeightedSumReward({"inner": Component(inner, 0.5)})
+    scores = outer.score([GROUP_OF_4], context(prompt()))[0]
+    assert scores[0].value == 1.0
+    assert scores[0].components == {"inner": 2, "inner/x": 1, "inner/y": 1}
+    assert scores[3].components == {"inner": 4, "inner/x": 4}
+
+
+def test_components_see_no_more_than_they_declare() -> None:
+    sees_labels = Fixed([1.0], name="labels", needs=frozenset({"reference"}))
+    label_free = Fixed([1.0], name="free")
+    asks = Fixed([1.0], name="asks", needs=frozenset({"engine"}))
+    reward = WeightedSumReward({r.name: Component(r) for r in (sees_labels, label_free, asks)})
+    assert reward.needs == {"reference", "engine"}
+    engine = ScriptedEngine(lambda *_: "5")
+    reward.score([group("12")], context(prompt("12", grading={"entry": 1}), engine=engine))
+    assert sees_labels.contexts[0].prompts["p"].reference == "12" and sees_labels.contexts[0].engine is None
+    assert label_free.contexts[0].prompts["p"] == prompt() and label_free.contexts[0].engine is None
+    assert asks.contexts[0].prompts["p"].reference is None and asks.contexts[0].engine is engine
+
+
+def test_an_error_in_a_component_says_which() -> None:
+    reward = WeightedSumReward({"good": Component(Fixed([1.0])), "bad": Component(Fixed([math.nan], name="nan"))})
+    with pytest.raises(RewardError, match=r"component 'bad': reward 'nan' gave rollout 'p-0'"):
+        reward.score([group("12")], context(prompt()))
+    with pytest.raises(RewardError, match="shape of the groups"):
+        WeightedSumReward({"short": Component(Fixed([1.0]))}).score([group("1", "2")], context(prompt()))
