@@ -81,10 +81,8 @@ def _reward(reward: RewardConfig, key: str) -> Iterator[str]:
 
 
 def _function(path: str, key: str) -> Iterator[str]:
-    module, colon, function = path.rpartition(":")
-    if not colon or not module or not function.isidentifier():
-        yield f"{key}: found {path!r}; expected module:function or path/to/file.py:function"
-    elif not module.endswith(".py"):
+    module, _, function = path.rpartition(":")
+    if not module.endswith(".py"):
         if not _is_installed(module.split(".")[0]):
             yield f"{key}: there is no module {module.split('.')[0]!r} on the Python path"
     elif not Path(module).is_file():

@@ -111,7 +111,7 @@ def _read(path: Path) -> str:
 
 
 def _settle(value: Any, spec: Spec, path: KeyPath, layers: _Layers) -> Any:
-    """What stands at `path` once kinds are known: missing kinds filled in, keys of an old kind dropped, text as given."""
+    """What stands at `path` once kinds are known: missing kinds filled in, keys of an old kind dropped, text kept."""
     if spec.is_text and path in layers.targets:
         return layers.targets[path].as_text
     if isinstance(value, dict):

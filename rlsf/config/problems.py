@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rlsf.config.schema import NAME
 from rlsf.config.sections import Spec, paths_to, user_path
 from rlsf.config.yaml_text import Path
 from rollouts.config import Section
@@ -20,7 +21,6 @@ _EXPECTED: dict[str, str] = {
     "finite_number": "a finite number",
     "too_short": "at least {min_length} item(s)",
     "too_long": "at most {max_length} item(s)",
-    "string_pattern_mismatch": "letters, digits, '_', '.' and '-', not starting with '.' or '-'",
     "literal_error": "one of {expected}",
     "missing": "a value",
 }
@@ -89,6 +89,8 @@ def _problem(path: Path, spec: Spec, item: Any, root: type[Section]) -> tuple[Pa
         return _from_validator(path, spec, str(context["error"]))
     if spec.kinds and isinstance(value, str) and value in spec.kinds:
         return path, f"found {shown(value)}; ", f"expected a section; write {dotted(path)}.kind: {value}"
+    if kind == "string_pattern_mismatch":
+        return path, f"found {shown(value)}; ", f"expected {_pattern(context['pattern'], spec)}"
     if kind == "missing":
         return path, "", "missing; it has no default"
     return (
@@ -103,6 +105,12 @@ def _expected(kind: str, context: Mapping[str, Any], message: str) -> str:
         return f"expected {_EXPECTED[kind].format(**context)}"
     stem = kind.split("_")[0]
     return f"expected {_EXPECTED_STEMS[stem]}" if stem in _EXPECTED_STEMS else message[:1].lower() + message[1:]
+
+
+def _pattern(pattern: str, spec: Spec) -> str:
+    if pattern == NAME:
+        return "letters, digits, '_', '.' and '-', not starting with '.' or '-'"
+    return spec.description.split("\n")[0].rstrip(".") or f"text that matches {pattern}"
 
 
 def _advice(spec: Spec, kind: str, value: Any, context: Mapping[str, Any]) -> str:

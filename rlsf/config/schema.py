@@ -1,5 +1,6 @@
 """Every key of a run's YAML file. Class defaults are the vetted settings; the text under a field says its effect."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -14,6 +15,7 @@ from reward.config import (
     WeightedSumConfig,
 )
 from rollouts.config import AutoEngineConfig, DeliveryConfig, EngineConfig, SamplingConfig, Section
+from rollouts.types import SamplingParams
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 """Of a run or a task: it becomes part of file names."""
@@ -366,6 +368,10 @@ class RunConfig(Section):
         share, extra = divmod(max(rest, 0), max(sharing, 1))
         shares = iter([share + 1] * extra + [share] * (sharing - extra))
         return tuple(next(shares) if budget is None else budget for budget in own)
+
+    def sampling_of(self, task: TaskConfig) -> SamplingParams:
+        """How completions of this task are drawn for training."""
+        return replace(self.sampling.params(), max_tokens=task.max_tokens or self.sampling.max_tokens)
 
     def uses_labels(self) -> bool:
         """Whether the reward sees reference answers: then it is not self-feedback."""

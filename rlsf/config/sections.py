@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -23,6 +23,8 @@ class Spec:
     default_kind: str | None = None
     """Taken where `kind` is left out."""
     is_text: bool = False
+    description: str = ""
+    """What the schema says under the field."""
     is_union: bool = False
     """One of several types, without a `kind`: pydantic names the type it tried in its locations."""
 
@@ -34,9 +36,8 @@ class Spec:
 def spec_of_field(field: FieldInfo) -> Spec:
     spec = spec_of(field.annotation, tagged=field.discriminator is not None)
     default = field.get_default(call_default_factory=False)
-    if spec.kinds and isinstance(default, Section):
-        return Spec(spec.kinds, None, None, default_kind=getattr(default, "kind", None))
-    return spec
+    default_kind = getattr(default, "kind", None) if spec.kinds else None
+    return replace(spec, default_kind=default_kind, description=field.description or "")
 
 
 def spec_of(annotation: Any, *, tagged: bool = False) -> Spec:

@@ -73,8 +73,14 @@ def parse(text: str, name: str, *, override: bool = False) -> Document:
     Raises:
         ConfigError: a syntax error, a repeated key, or a value that contains itself; with the line.
     """
-    loader = (_OverrideLoader if override else _Loader)(text)
     lines: dict[Path, int] = {}
+    try:
+        loader = (_OverrideLoader if override else _Loader)(text)
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise ConfigError(
+            f"{name}:{line}: not valid YAML: it contains the control character U+{error.character:04X}"
+        ) from None
     try:
         node = loader.get_single_node()
         if node is None:
@@ -86,8 +92,6 @@ def parse(text: str, name: str, *, override: bool = False) -> Document:
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = " ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{name}{line}: not valid YAML: {problem}{_hint(problem)}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not valid YAML: {error}") from error
     finally:
         loader.dispose()
 

@@ -2,10 +2,14 @@
 
 import dataclasses
 import difflib
+import random
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rlsf.config.schema import DatasetsSource, FileSource, ReasoningGymSource, TaskConfig
 from rlsf.errors import DataError
@@ -48,8 +52,9 @@ def _reasoning_gym(config: TaskConfig, source: ReasoningGymSource, seed: int) ->
 
     try:
         # Its generators add the problem's index to the seed and hand it to Random and numpy, which takes 32 bits.
-        data = reasoning_gym.create_dataset(name, size=source.size, seed=seed % 2**31, **source.params)
-        entries = [data[index] for index in range(source.size)]
+        with _seeded_globals(seed % 2**31):
+            data = reasoning_gym.create_dataset(name, size=source.size, seed=seed % 2**31, **source.params)
+            entries = [data[index] for index in range(source.size)]
     except Exception as error:  # whatever third-party generators raise for parameters they do not like
         raise DataError(f"{task}: reasoning-gym's {name} refuses source.params: {error!r}") from error
     return [
@@ -58,10 +63,33 @@ def _reasoning_gym(config: TaskConfig, source: ReasoningGymSource, seed: int) ->
             entry["question"],
             f"{name} problem {index}",
             reference=None if entry["answer"] is None else str(entry["answer"]),
-            grading={"dataset": name, "entry": entry},
+            grading={"dataset": name, "entry": _jsonable(entry)},
         )
         for index, entry in enumerate(entries, 1)
     ]
+
+
+@contextmanager
+def _seeded_globals(seed: int) -> Iterator[None]:
+    """Some generators (list_functions, codeio) draw from the global generators: seed these, and give them back."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def _jsonable(value: Any) -> Any:
+    """What json.dumps takes. Tuples stay tuples: the scorers of arc_agi and rearc compare with them."""
+    if isinstance(value, dict):
+        return {key if isinstance(key, str | int) else str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_jsonable(item) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _check_reasoning_gym(name: str, params: Mapping[str, Any], task: str) -> None:

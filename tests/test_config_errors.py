@@ -1,0 +1,256 @@
+"""Malformed configs: each one clear message with file, line, key, what was found and what to write instead."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rlsf.config import check_config, load_config
+from rlsf.errors import ConfigError
+
+HEAD = "name: x\ntasks:\n  - {name: a, source: {kind: reasoning_gym, dataset: gcd}}\n"
+FILE_TASK = "  - {name: b, source: {kind: file, path: b.jsonl, reference_column: null}}\n"
+
+MALFORMED = {
+    "empty": ("", ["run.yaml: the file is empty"]),
+    "only a comment": ("# nothing\n", ["the file is empty"]),
+    "a list": ("- a\n", ["expected `key: value` lines, found a list of 1"]),
+    "a text": ("hello\n", ['found "hello"']),
+    "broken YAML": ("name: x\ntasks: [1, 2\n", ["run.yaml:3: not valid YAML", "expected ',' or ']'"]),
+    "a tab": ("name: x\nloop:\n\titerations: 3\n", ["run.yaml:3: not valid YAML", "not tabs"]),
+    "a colon in text": ("name: x: y\n", ["run.yaml:1: not valid YAML", "into quotes"]),
+    "an undefined alias": ("name: *nobody\n", ["run.yaml:1: not valid YAML", "nobody"]),
+    "two documents": ("name: x\n---\nname: y\n", ["not valid YAML", "another document"]),
+    "a tag": ("name: !!python/object:os.system x\n", ["run.yaml:1: not valid YAML"]),
+    "a cycle": ("name: &a {b: *a}\n", ["run.yaml:1: an alias (*) stands inside the value it refers to"]),
+    "a key twice": (HEAD + "seed: 1\nloop: {}\nseed: 2\n", ["run.yaml:6: the key 'seed' stands twice (line 4 too)"]),
+    "a nested key twice": (
+        HEAD + "loop:\n  prompts: 1\n  prompts: 2\n",
+        ["run.yaml:6: the key 'prompts' stands twice"],
+    ),
+    "no name": (
+        "tasks: []\n",
+        ["run.yaml: name: missing", "run.yaml:1: tasks: found a list of 0; expected at least 1"],
+    ),
+    "a number as name": (HEAD.replace("x", "7", 1), ["run.yaml:1: name: found 7; expected text; put it into quotes"]),
+    "a path as name": (HEAD.replace("x", "a/b", 1), ['name: found "a/b"; expected letters, digits']),
+    "a parent folder as name": (HEAD.replace("x", "..", 1), ['name: found ".."']),
+    "unknown section": (HEAD + "smapling: {n: 2}\n", ["run.yaml:4: smapling: unknown key; did you mean sampling?"]),
+    "unknown key": (
+        HEAD + "loop:\n  iteratons: 3\n",
+        ["run.yaml:5: loop.iteratons: unknown key; did you mean iterations?"],
+    ),
+    "a key one level too high": (
+        HEAD + "max_grad_norm: 1\n",
+        ["max_grad_norm: unknown key here", "algorithm.max_grad_norm"],
+    ),
+    "a key of nowhere": (HEAD + "loop: {zzz: 1}\n", ["loop.zzz: unknown key; loop knows iterations, prompts"]),
+    "a key of another kind": (
+        HEAD + "algorithm: {kind: grpo, gae_lambda: 0.9}\n",
+        ["run.yaml:4: algorithm.gae_lambda: unknown key of kind grpo; it belongs to kind ppo"],
+    ),
+    "unknown kind": (
+        HEAD + "algorithm: {kind: gpro}\n",
+        ['run.yaml:4: algorithm.kind: found "gpro"; expected one of grpo, ppo, dpo; did you mean grpo?'],
+    ),
+    "no kind": (
+        "name: x\ntasks:\n  - {name: a, source: {path: x.csv}}\n",
+        ["run.yaml:3: tasks.0.source.kind: missing; expected one of reasoning_gym, file, datasets"],
+    ),
+    "a kind instead of a section": (
+        HEAD + "reward: verifier\n",
+        ['reward: found "verifier"; expected a section; write reward.kind: verifier'],
+    ),
+    "text for a whole number": (HEAD + "sampling: {n: many}\n", ['sampling.n: found "many"; expected a whole number']),
+    "a fraction for a whole number": (
+        HEAD + "sampling: {n: 2.5}\n",
+        ["sampling.n: found 2.5; expected a whole number"],
+    ),
+    "a list for a number": (HEAD + "sampling: {n: [2]}\n", ["sampling.n: found a list of 1; expected a whole number"]),
+    "a number for a section": (HEAD + "loop: 3\n", ["run.yaml:4: loop: found 3; expected a section"]),
+    "null for a section": (HEAD + "loop:\n", ["loop: found nothing (null); expected a section"]),
+    "below the least": (
+        HEAD + "algorithm: {learning_rate: -1e-5}\n",
+        ["learning_rate: found -1e-05; expected at least 0"],
+    ),
+    "above the most": (HEAD + "sampling: {top_p: 1.5}\n", ["sampling.top_p: found 1.5; expected at most 1"]),
+    "a wrong choice": (
+        HEAD + "algorithm: {schedule: cosin}\n",
+        ["algorithm.schedule", "'constant', 'linear' or 'cosine'; did you mean cosine?"],
+    ),
+    "an error deep in a reward": (
+        HEAD + "reward: {kind: weighted_sum, components: {m: {reward: {kind: verifier, verifier: {kind: exat}}}}}\n",
+        ["reward.components.m.reward.verifier.kind", "did you mean exact?"],
+    ),
+    "neither text nor list": (
+        HEAD + "model: {lora: {target_modules: 3}}\n",
+        ["target_modules: found 3; expected text or a list"],
+    ),
+    "a function without a module": (
+        HEAD + "reward: {kind: function, path: f}\n",
+        ['run.yaml:4: reward.path: found "f"; expected `module:function` or `path/to/file.py:function`'],
+    ),
+    "several at once": (HEAD + "seed: -1\nsampling: {n: x}\n", ["run.yaml:4: seed", "run.yaml:5: sampling.n"]),
+    "two tasks of one name": (HEAD + HEAD.splitlines()[2] + "\n", ["tasks: the name 'a' is used twice"]),
+    "greedy training": (
+        HEAD + "sampling: {temperature: 0}\n",
+        ["run.yaml:4: sampling: training needs temperature > 0"],
+    ),
+    "a group of one": (HEAD + "sampling: {n: 1}\n", ["sampling.n: grpo compares"]),
+    "completions longer than the context": (
+        HEAD + "engine: {kind: auto, max_model_len: 64}\n",
+        ["run.yaml:4: engine.max_model_len: 64 tokens hold prompt and completion", "256"],
+    ),
+    "a buffer below one batch": (
+        HEAD + "replay: {ratio: 1, capacity: 4}\n",
+        ["replay.capacity: 4", "loop.prompts (16)"],
+    ),
+    "labels that are not there": (
+        HEAD + FILE_TASK + "reward: {kind: verifier}\n",
+        ["reward: it needs reference", "'b'"],
+    ),
+    "labels hidden in a sum": (
+        HEAD + FILE_TASK + "reward: {kind: weighted_sum, components: {v: {reward: {kind: verifier}}}}\n",
+        ["reward: it needs reference answers"],
+    ),
+    "warm start without labels": (
+        "name: x\ntasks:\n" + FILE_TASK + "warm_start: {}\n",
+        ["warm_start: it needs reference"],
+    ),
+    "warm start beyond train": (
+        HEAD.replace("}}", "}, split: {train: 10}}") + "warm_start: {examples: 11}\n",
+        ["warm_start.examples: 11 are more than the first task's split.train (10)"],
+    ),
+    "no room for a task": (
+        HEAD.replace("}}", "}, iterations: 20}") + FILE_TASK,
+        ["loop.iterations: 20 leave nothing for b"],
+    ),
+    "too few problems": (
+        HEAD.replace("gcd", "gcd, size: 300"),
+        ["run.yaml:3: tasks.0.source.size: 300 problems are too few", "expected 301 or more"],
+    ),
+    "a template without the prompt": (
+        HEAD.replace("}}", "}, template: hi}"),
+        ["tasks.0.template: must contain {prompt}"],
+    ),
+    "a system message for plain text": (
+        HEAD.replace("}}", "}, chat: false, system: hi}"),
+        ["tasks.0.system: plain text (chat: false) has no system message"],
+    ),
+}
+
+
+@pytest.fixture
+def run_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return Path("run.yaml")
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_config(run_yaml: Path, case: str) -> None:
+    text, expected = MALFORMED[case]
+    run_yaml.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(run_yaml)
+    for part in expected:
+        assert part in str(caught.value)
+    assert "pydantic" not in str(caught.value).lower()
+
+
+def test_several_errors_are_one_line_each(run_yaml: Path) -> None:
+    run_yaml.write_text(HEAD + "seed: -1\nsampling: {n: x}\nlop: {}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(run_yaml, ["loop.prompts=0"])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    assert sum(line.startswith("run.yaml:") for line in lines) == 3
+    assert sum(line.startswith("override loop.prompts=0: loop.prompts: found 0") for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("sampling.n", ["override 'sampling.n'", "expected key=value"]),
+        ("=3", ["empty part"]),
+        ("sampling..n=3", ["empty part"]),
+        ("seed.x=1", ["override seed.x=1: seed is 0, not a section"]),
+        ("tasks.5.split.test=1", ["tasks has no '5' (1 item, counted from 0)", "names: a"]),
+        ("tasks.aa.split.test=1", ["did you mean tasks.a?"]),
+        ("sampling.m=3", ["override sampling.m=3: sampling.m: unknown key"]),
+        ("sampling.n=[1", ['sampling.n: found "[1"; expected a whole number']),
+        ("reward.kind=majorty", ["did you mean majority?"]),
+        ("tasks=[{nam: a}]", ["override tasks=[{nam: a}]: tasks.0.nam: unknown key; did you mean name?"]),
+    ],
+)
+def test_malformed_override(run_yaml: Path, override: str, expected: list[str]) -> None:
+    run_yaml.write_text(HEAD + "seed: 0\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(run_yaml, [override])
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_files_that_are_no_config(run_yaml: Path) -> None:
+    for make, expected in [
+        (lambda: None, "there is no such file"),
+        (lambda: run_yaml.write_bytes(b"name: x\nseed: \xff\xfe\n"), "run.yaml:2: not UTF-8"),
+        (lambda: run_yaml.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x01"), "not UTF-8"),
+        (lambda: run_yaml.write_bytes(b"name: \x00\x01\n"), "not valid YAML"),
+        (lambda: (run_yaml.unlink(), run_yaml.mkdir()), "this is a directory"),
+    ]:
+        make()
+        with pytest.raises(ConfigError, match=r"run\.yaml") as caught:
+            load_config(run_yaml)
+        assert expected in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_error(run_yaml: Path) -> None:
+    run_yaml.write_bytes(b"\xef\xbb\xbf" + HEAD.encode())
+    assert load_config(run_yaml).name == "x"
+
+
+def test_a_good_config_has_no_problems(run_yaml: Path) -> None:
+    run_yaml.write_text(HEAD)
+    Path("b.jsonl").write_text('{"prompt": "1 + 1"}\n')
+    Path("r.py").write_text("def good(prompts, **_):\n    return [0.0 for _ in prompts]\n")
+    config = load_config(run_yaml, ["reward={kind: function, path: 'r.py:good'}"])
+    assert check_config(config) == []
+
+
+@pytest.mark.parametrize(
+    ("setup", "overrides", "expected"),
+    [
+        (
+            "data.jsonl",
+            ["tasks.0.source={kind: file, path: data.jsnl}"],
+            "tasks.0.source.path: data.jsnl ends in '.jsnl'",
+        ),
+        ("data.jsonl", ["tasks.0.source={kind: file, path: dat.jsonl}"], "no dat.jsonl; did you mean data.jsonl?"),
+        ("data.jsonl", ["tasks.0.source={kind: file, path: no/dat.jsonl}"], "nor its folder"),
+        ("d.csv/", ["tasks.0.source={kind: file, path: d.csv}"], "d.csv is a directory"),
+        ("out", ["output_dir=out"], "output_dir: out is a file"),
+        ("", ["reward={kind: function, path: 'f.py:g'}"], "reward.path: there is no file f.py"),
+        ("f.py", ["reward={kind: function, path: 'f.py:rewrd'}"], "f.py has no 'rewrd'; did you mean reward?"),
+        ("bad.py", ["reward={kind: function, path: 'bad.py:f'}"], "bad.py is no valid Python"),
+        ("", ["reward={kind: function, path: 'no_such_module.x:f'}"], "no module 'no_such_module'"),
+        ("", ["model.source=./no.gguf"], "model.source: there is no ./no.gguf"),
+        ("", ["model.source=package:no_such_package"], "'no_such_package' is not installed"),
+    ],
+)
+def test_problems_with_this_machine(run_yaml: Path, setup: str, overrides: list[str], expected: str) -> None:
+    contents = {"f.py": "def reward():\n    raise SystemExit('must not run')\nreward()\n", "bad.py": "def f(:\n"}
+    run_yaml.write_text(HEAD)
+    if setup.endswith("/"):
+        Path(setup).mkdir()
+    elif setup:
+        Path(setup).write_text(contents.get(setup, "x"))
+    (problem,) = check_config(load_config(run_yaml, overrides))
+    assert expected in problem
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_output_dir(run_yaml: Path) -> None:
+    run_yaml.write_text(HEAD)
+    Path("locked").mkdir(mode=0o555)
+    (problem,) = check_config(load_config(run_yaml, ["output_dir=locked/runs"]))
+    assert "output_dir: locked is not writable" in problem
