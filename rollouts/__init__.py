@@ -1,4 +1,7 @@
-"""Generates rollouts: engines, sampling, adapter sync. Imports neither `reward` nor `rlsf`; torch and vllm are imported late."""
+"""Generates rollouts: engines, sampling, adapter sync.
+
+Imports neither `reward` nor `rlsf`; torch and vllm are imported late.
+"""
 
 from rollouts.types import Engine, EngineError, Message, Prompt, Rollout, SamplingParams
 

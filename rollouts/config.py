@@ -75,9 +75,7 @@ class AutoEngineConfig(Section):
     """Longest prompt plus completion, in tokens; None is the model's own limit."""
 
 
-EngineConfig = Annotated[
-    AutoEngineConfig | VllmEngineConfig | TransformersEngineConfig, Field(discriminator="kind")
-]
+EngineConfig = Annotated[AutoEngineConfig | VllmEngineConfig | TransformersEngineConfig, Field(discriminator="kind")]
 
 
 class DeliveryConfig(Section):

@@ -90,7 +90,8 @@ class Rollout:
     text: str
     """The decoded completion, special tokens left out."""
     logprobs: tuple[float, ...]
-    """Behaviour log-probability (nats) of each completion token under the sampling distribution, temperature included."""
+    """Behaviour log-probability (nats) of each completion token under the sampling distribution, temperature
+    included; for greedy decoding, under temperature 1."""
     finish_reason: FinishReason
     policy_version: int
     """Version of the adapter that sampled it; 0 is the untouched model."""
