@@ -1,0 +1,89 @@
+"""How far the policy has moved from the ones that sampled, for fresh and replayed tokens apart."""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from rlsf.algorithms.samples import TokenTensors
+
+
+class TokenDiagnostics:
+    """Sums over the tokens of an update, all passes together.
+
+    With w = π/b the ratio of a token's probability under the current policy and under the one that sampled it:
+    `ratio_mean` is E[w]; `ess` (Σw)² / (n·Σw²), the effective share of the tokens (Kong 1992); `kl_behaviour`
+    E[w − 1 − log w], the k3 estimate of KL(b ‖ π) (http://joschu.net/blog/kl-approx.html); `kl_reference` the same of
+    r = ref/π, an estimate of KL(π ‖ ref).
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+
+    @torch.no_grad()
+    def add(
+        self,
+        tokens: TokenTensors,
+        logprobs: Tensor,
+        entropy: Tensor,
+        *,
+        clip: tuple[float, float] | None = None,
+        cap: float | None = None,
+    ) -> None:
+        """Count one micro-batch.
+
+        Args:
+            logprobs, entropy: (B, T), of the current policy.
+            clip: ratios that the loss clips to [1 − low, 1 + high].
+            cap: ratio above which the loss takes no gradient whatever the advantage.
+        """
+        mask = tokens.batch.completion_mask.bool()
+        log_ratio = logprobs.detach() - tokens.behaviour
+        values = {
+            "ratio": log_ratio.exp(),
+            "ratio_squared": (2 * log_ratio).exp(),
+            "kl_behaviour": log_ratio.exp() - 1 - log_ratio,
+            "entropy": entropy,
+        }
+        if tokens.reference is not None:
+            log_reference = tokens.reference - logprobs.detach()
+            values["kl_reference"] = log_reference.exp() - 1 - log_reference
+        if clip is not None:
+            low = (log_ratio.exp() < 1 - clip[0]) & (tokens.advantages < 0)
+            high = (log_ratio.exp() > 1 + clip[1]) & (tokens.advantages > 0)
+            values["clip_fraction"] = (low | high).float()
+        if cap is not None:
+            values["cap_fraction"] = ((log_ratio.exp() > cap) & (tokens.advantages < 0)).float()
+        for part, rows in (("fresh", tokens.fresh), ("replayed", ~tokens.fresh)):
+            chosen = mask & rows[:, None]
+            self._sums[f"{part}/tokens"] += float(chosen.sum())
+            for name, value in values.items():
+                self._sums[f"{part}/{name}"] += float(value[chosen].double().sum())
+
+    def metrics(self) -> dict[str, float]:
+        """Means per token; a part without tokens is left out."""
+        result: dict[str, float] = {}
+        overall: dict[str, float] = defaultdict(float)
+        for part in ("fresh", "replayed"):
+            count = self._sums[f"{part}/tokens"]
+            if count == 0:
+                continue
+            means = {
+                name.removeprefix(f"{part}/"): value / count
+                for name, value in self._sums.items()
+                if name.startswith(f"{part}/") and not name.endswith("/tokens")
+            }
+            squared = means.pop("ratio_squared")
+            ratio = means.pop("ratio")
+            result |= {f"train/{part}/ratio_mean": ratio, f"train/{part}/ess": ratio**2 / squared}
+            for name in ("kl_behaviour", "clip_fraction", "cap_fraction"):
+                if name in means:
+                    result[f"train/{part}/{name}"] = means[name]
+            overall["tokens"] += count
+            for name in ("entropy", "kl_reference"):
+                if name in means:
+                    overall[name] += means[name] * count
+        for name in ("entropy", "kl_reference"):
+            if name in overall:
+                result[f"train/{name}"] = overall[name] / overall["tokens"]
+        return result

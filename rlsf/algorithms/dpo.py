@@ -1,0 +1,178 @@
+"""Direct preference optimisation (arXiv 2305.18290) on pairs of rollouts that answer the same prompt."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit
+from torch import Tensor
+
+from rlsf.algorithms.base import UpdateResult
+from rlsf.algorithms.diagnostics import TokenDiagnostics
+from rlsf.algorithms.samples import (
+    Sample,
+    TokenTensors,
+    minibatches,
+    opinions,
+    reward_of,
+    tensors,
+    token_pair,
+    with_reference,
+)
+from rlsf.algorithms.trl_overrides import PreferenceLoss
+from rlsf.algorithms.update import (
+    AdapterOptimizer,
+    Step,
+    fail_with_batch,
+    load_state,
+    save_state,
+    seeded,
+    step_metrics,
+)
+from rlsf.config.schema import DpoConfig
+from rlsf.experience import Experience, Group
+from rlsf.forward import TokenPair, micro_batches
+from rlsf.policy import Policy, sampling_temperature
+
+_NO_ADVANTAGE = np.zeros(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A better and a worse answer to one prompt."""
+
+    chosen: Experience
+    rejected: Experience
+    fresh: bool
+
+    @property
+    def group_id(self) -> str:
+        return self.chosen.rollout.group_id
+
+
+class Dpo:
+    """Raises the margin, measured against the reference, of better answers over worse ones."""
+
+    needs_reference = True
+
+    def __init__(self, config: DpoConfig, policy: Policy, *, total_steps: int, dump_dir: Path) -> None:
+        self._config = config
+        self._policy = policy
+        self._dump_dir = dump_dir
+        if config.gradient_checkpointing:
+            policy.enable_gradient_checkpointing()
+        self._loss = PreferenceLoss(policy, kind=config.loss, beta=config.beta)
+        self._optimizer = AdapterOptimizer.from_config(policy.parameters(), config, total_steps=total_steps)
+
+    def update(self, groups: Sequence[Group], *, iteration: int, seed: int) -> UpdateResult:
+        """See `Algorithm.update`. A group without two sufficiently different rewards gives no pair and is skipped."""
+        groups = with_reference(self._policy, groups)
+        pairs = {group.id: make_pairs(group, self._config, fresh=group.iteration == iteration) for group in groups}
+        paired = [found for found in pairs.values() if found]
+        report = _Report(self._config.beta)
+        with seeded(seed), self._policy.training():
+            steps = [
+                self._step(minibatch, report, iteration)
+                for epoch in range(self._config.epochs)
+                for minibatch in minibatches(paired, self._config.minibatches, seed=seed, epoch=epoch)
+            ]
+        metrics = {
+            "train/groups": float(len(paired)),
+            "train/skipped_groups": float(len(groups) - len(paired)),
+            "train/pairs": float(sum(map(len, paired))),
+        }
+        return UpdateResult(metrics | step_metrics(steps) | report.metrics(), report.priorities(groups))
+
+    def _step(self, minibatch: Sequence[Pair], report: "_Report", iteration: int) -> Step:
+        members = [experience for pair in minibatch for experience in (pair.chosen, pair.rejected)]
+        temperature = sampling_temperature([experience.rollout for experience in members])
+
+        def loss(indices: list[int]) -> Tensor:
+            pairs = [minibatch[index] for index in indices]
+            samples = [
+                *(Sample(pair.chosen, pair.fresh, _NO_ADVANTAGE) for pair in pairs),
+                *(Sample(pair.rejected, pair.fresh, _NO_ADVANTAGE) for pair in pairs),
+            ]
+            tokens = tensors(samples, self._policy)
+            assert tokens.reference is not None, "with_reference() has filled it in"
+            chosen_reference, rejected_reference = tokens.reference.sum(dim=1).chunk(2)
+            value = self._loss(
+                [token_pair(pair.chosen) for pair in pairs],
+                [token_pair(pair.rejected) for pair in pairs],
+                chosen_reference.tolist(),
+                rejected_reference.tolist(),
+                temperature=temperature,
+            )
+            report.add(pairs, tokens, self._loss.last)
+            return value * (len(pairs) / len(minibatch))
+
+        return self._optimizer.step(
+            micro_batches([_as_one_sequence(pair) for pair in minibatch], self._config.micro_batch_tokens),
+            loss,
+            backward=self._loss.backward,
+            fail=fail_with_batch(self._dump_dir, f"iteration {iteration}", members),
+        )
+
+    def save(self, folder: Path) -> None:
+        save_state(folder, self._optimizer.state_dict())
+
+    def load(self, folder: Path) -> None:
+        self._optimizer.load_state_dict(load_state(folder, self._policy.device))
+
+
+def make_pairs(group: Group, config: DpoConfig, *, fresh: bool) -> list[Pair]:
+    """Pairs of experiences whose rewards differ by more than `config.min_margin`, the largest margins first."""
+    ordered = sorted(opinions(group), key=reward_of, reverse=True)  # stable: equal rewards keep the order of sampling
+    candidates = [
+        (reward_of(chosen) - reward_of(rejected), Pair(chosen, rejected, fresh))
+        for index, chosen in enumerate(ordered)
+        for rejected in ordered[index + 1 :]
+    ]
+    if config.pairs == "best_worst":
+        candidates = [c for c in candidates if c[1].chosen is ordered[0] and c[1].rejected is ordered[-1]]
+    kept = [(margin, pair) for margin, pair in candidates if margin > config.min_margin]
+    kept.sort(key=lambda candidate: candidate[0], reverse=True)
+    return [pair for _, pair in kept[: config.max_pairs_per_group]]
+
+
+class _Report:
+    """Margins of the pairs, and how far the policy has moved on their tokens."""
+
+    def __init__(self, beta: float) -> None:
+        self._beta = beta
+        self._tokens = TokenDiagnostics()
+        self._margins: list[tuple[Pair, float]] = []
+
+    def add(self, pairs: Sequence[Pair], tokens: TokenTensors, statistics: Mapping[str, Tensor]) -> None:
+        """`tokens` and `statistics` have the chosen rows first, then the rejected ones."""
+        self._tokens.add(tokens, statistics["logprob"], statistics["entropy"])
+        assert tokens.reference is not None
+        gains = (statistics["logprob"].detach() - tokens.reference).sum(dim=1)
+        chosen, rejected = gains.chunk(2)
+        self._margins += zip(pairs, (self._beta * (chosen - rejected)).tolist(), strict=True)
+
+    def metrics(self) -> dict[str, float]:
+        """`margin` is β · (gain of the chosen over the reference − the rejected's); `accuracy`: margins above 0."""
+        result = self._tokens.metrics()
+        for part, fresh in (("fresh", True), ("replayed", False)):
+            margins = np.array([margin for pair, margin in self._margins if pair.fresh == fresh])
+            if len(margins):
+                result[f"train/{part}/margin"] = float(margins.mean())
+                result[f"train/{part}/accuracy"] = float((margins > 0).mean())
+        return result
+
+    def priorities(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Mean σ(−margin) of the group's pairs: the weight that DPO's gradient gives them; 0 without pairs."""
+        weights: dict[str, list[float]] = {group.id: [] for group in groups}
+        for pair, margin in self._margins:
+            weights[pair.group_id].append(float(expit(-margin)))
+        return {name: float(np.mean(values)) if values else 0.0 for name, values in weights.items()}
+
+
+def _as_one_sequence(pair: Pair) -> TokenPair:
+    """A stand-in that takes as many padded tokens as the pair's two rows."""
+    prompt, chosen = token_pair(pair.chosen)
+    _, rejected = token_pair(pair.rejected)
+    longer = max(chosen, rejected, key=len)
+    return prompt, [*longer, *longer]

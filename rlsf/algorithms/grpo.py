@@ -1,0 +1,81 @@
+"""Group-relative policy optimisation (DeepSeekMath, arXiv 2402.03300; Dr. GRPO, 2503.20783; DAPO, 2503.14476)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlsf.algorithms.base import UpdateResult
+from rlsf.algorithms.policy_gradient import PolicyGradient
+from rlsf.algorithms.samples import Sample, opinions, reward_of, with_reference
+from rlsf.algorithms.update import load_state, save_state, seeded
+from rlsf.config.schema import GrpoConfig
+from rlsf.experience import Experience, Group
+from rlsf.policy import Policy
+
+_STD_EPSILON = 1e-4
+"""Added to the deviation, as TRL does."""
+
+
+class Grpo:
+    """Each rollout's advantage is its reward compared with its own group's."""
+
+    def __init__(self, config: GrpoConfig, policy: Policy, *, total_steps: int, dump_dir: Path) -> None:
+        self.needs_reference = config.kl_coef > 0
+        self._config = config
+        self._policy = policy
+        self._learner = PolicyGradient(
+            config, policy, loss=config.loss, kl_coef=config.kl_coef, total_steps=total_steps, dump_dir=dump_dir
+        )
+
+    def update(self, groups: Sequence[Group], *, iteration: int, seed: int) -> UpdateResult:
+        """See `Algorithm.update`. A group with fewer than two rewards, or with equal ones, carries no signal."""
+        if self.needs_reference:
+            groups = with_reference(self._policy, groups)
+        kept = {group.id: opinions(group) for group in groups}
+        fresh = {group.id: group.iteration == iteration for group in groups}
+        kept = {name: members for name, members in kept.items() if has_signal(members)}
+        rewards = {name: np.array([reward_of(e) for e in members]) for name, members in kept.items()}
+        scaled = group_advantages(list(rewards.values()), self._config.scale_rewards)
+        samples = [
+            [
+                Sample(e, fresh[name], np.full(len(e.rollout.completion_ids), advantage))
+                for e, advantage in zip(kept[name], advantages, strict=True)
+            ]
+            for name, advantages in zip(kept, scaled, strict=True)
+        ]
+        with seeded(seed), self._policy.training():
+            metrics = self._learner.update(samples, iteration=iteration, seed=seed)
+        metrics |= {
+            "train/groups": float(len(samples)),
+            "train/skipped_groups": float(len(groups) - len(samples)),
+        }
+        spread = {name: float(np.abs(values - values.mean()).mean()) for name, values in rewards.items()}
+        return UpdateResult(metrics, {group.id: spread.get(group.id, 0.0) for group in groups})
+
+    def save(self, folder: Path) -> None:
+        save_state(folder, self._learner.state_dict())
+
+    def load(self, folder: Path) -> None:
+        self._learner.load_state_dict(load_state(folder, self._policy.device))
+
+
+def has_signal(members: Sequence[Experience]) -> bool:
+    return len({reward_of(e) for e in members}) > 1
+
+
+def group_advantages(rewards: Sequence[np.ndarray], scale: str) -> list[np.ndarray]:
+    """(r − mean of the group) / (deviation + 1e-4), as TRL computes it.
+
+    Args:
+        rewards: (n_g,) of each group.
+        scale: which deviation: of the "group", of the whole "batch", or "none" (nothing is divided). It is the sample
+            deviation, over n − 1.
+    """
+    centred = [values - values.mean() for values in rewards]
+    if scale == "none":
+        return centred
+    if scale == "batch":
+        batch = float(np.concatenate(rewards).std(ddof=1)) if rewards else 0.0
+        return [values / (batch + _STD_EPSILON) for values in centred]
+    return [c / (r.std(ddof=1) + _STD_EPSILON) for c, r in zip(centred, rewards, strict=True)]

@@ -1,0 +1,181 @@
+"""The step that every algorithm takes: accumulate gradients, refuse what is not finite, clip, step, advance.
+
+Hugging Face's `train()` makes a new optimizer and schedule on every call; here both live for the whole run.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from rlsf.config.schema import OptimizerConfig
+from rlsf.errors import TrainingError
+from rlsf.experience import Experience
+from rlsf.forward import TokenPair
+
+M = TypeVar("M")
+
+_STATE = "algorithm.pt"
+_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one optimizer step did."""
+
+    loss: float
+    grad_norm: float
+    """L2 norm before clipping."""
+    learning_rate: float
+
+
+class AdapterOptimizer:
+    """AdamW with a schedule, over the weights of one adapter."""
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        *,
+        learning_rate: float,
+        total_steps: int,
+        schedule: str = "constant",
+        warmup_steps: int = 0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        self._parameters = list(parameters)
+        self._max_grad_norm = max_grad_norm
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
+        self._schedule = get_scheduler(
+            _SCHEDULES[schedule], self._optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps
+        )
+
+    @classmethod
+    def from_config(
+        cls, parameters: Sequence[nn.Parameter], config: OptimizerConfig, *, total_steps: int
+    ) -> "AdapterOptimizer":
+        """The policy's, as the algorithm's section says."""
+        return cls(
+            parameters,
+            learning_rate=config.learning_rate,
+            total_steps=total_steps,
+            schedule=config.schedule,
+            warmup_steps=config.warmup_steps,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+        )
+
+    def step(
+        self,
+        micro_batches: Iterable[M],
+        loss: Callable[[M], Tensor],
+        *,
+        backward: Callable[[Tensor], None],
+        fail: Callable[[str], NoReturn],
+    ) -> Step:
+        """One step on the sum of the micro-batches' losses.
+
+        Args:
+            loss: of one micro-batch, scaled so that the sum over all of them is the minibatch's loss.
+            fail: called with the reason, before the weights are touched, when a loss or the gradient is not finite.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for micro_batch in micro_batches:
+            value = loss(micro_batch)
+            if not math.isfinite(value.item()):
+                fail(f"the loss is {value.item()}")
+            backward(value)
+            total += value.item()
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
+        if not math.isfinite(norm):
+            fail(f"the gradient norm is {norm}")
+        learning_rate = self._schedule.get_last_lr()[0]
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return Step(total, norm, learning_rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+
+
+def step_metrics(steps: Sequence[Step]) -> dict[str, float]:
+    """Means over the steps of an update; empty without steps."""
+    if not steps:
+        return {}
+    return {
+        "train/loss": sum(step.loss for step in steps) / len(steps),
+        "train/grad_norm": sum(step.grad_norm for step in steps) / len(steps),
+        "train/learning_rate": steps[-1].learning_rate,
+        "train/steps": float(len(steps)),
+    }
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state, folder / _STATE)
+
+
+def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
+    """What `save_state` wrote."""
+    return torch.load(folder / _STATE, map_location=device, weights_only=True)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the block torch draws (dropout) from `seed`; outside, its generators are untouched."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def fail_with_batch(folder: Path, update: str, batch: Sequence[Experience | TokenPair]) -> Callable[[str], NoReturn]:
+    """A `fail` for `AdapterOptimizer.step` that saves the batch as JSON and stops the run.
+
+    Args:
+        update: which one, such as "iteration 3"; the file is called after it.
+    """
+
+    def fail(reason: str) -> NoReturn:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{update.replace(' ', '_')}.json"
+        content = {"reason": reason, "batch": [_dump_row(item) for item in batch]}
+        path.write_text(json.dumps(content, indent=1), "utf-8")
+        raise TrainingError(
+            f"{update}: {reason}, so the run stops before the weights change. The batch is in {path}: look there for "
+            "rewards or log-probabilities that are not finite; if there are none, lower the learning rate"
+        )
+
+    return fail
+
+
+def _dump_row(item: Experience | TokenPair) -> dict[str, Any]:
+    if not isinstance(item, Experience):
+        return {"prompt_ids": item[0], "completion_ids": item[1]}
+    rollout = item.rollout
+    return {
+        "group_id": rollout.group_id,
+        "rollout_id": rollout.id,
+        "iteration": item.iteration,
+        "policy_version": rollout.policy_version,
+        "reward": item.score.value,
+        "prompt_ids": rollout.prompt_ids,
+        "completion_ids": rollout.completion_ids,
+        "logprobs": rollout.logprobs,
+        "reference_logprobs": item.reference_logprobs,
+        "text": rollout.text,
+    }
