@@ -75,6 +75,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_dumped_yaml_reads_back_the_same(value: object) -> None:
     assert parse(dump(value), "x").value == value
@@ -196,7 +197,7 @@ def test_budgets(config_file: Path, iterations: int, budgets: tuple, expected: t
     assert load_config(config_file, overrides).task_iterations == expected
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(text=st.text(max_size=60) | st.from_regex(r"[a-z.]{0,12}[=:]?[\[\]{}&*!|>'\"%@`a-z0-9:, -]{0,20}"))
 def test_no_text_breaks_the_loader(config_file: Path, text: str) -> None:
     """As a file and as an override: a config or a ConfigError, never anything else."""

@@ -89,9 +89,9 @@ def parse(text: str, name: str, *, override: bool = False) -> Document:
         return Document(loader.construct_document(node), lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark is not None else ""
+        place = f"{name}:{mark.line + 1}" if mark is not None else name
         problem = " ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{name}{line}: not valid YAML: {problem}{_hint(problem)}") from error
+        raise ConfigError(f"{place}: not valid YAML: {problem}{_hint(problem)}") from error
     finally:
         loader.dispose()
 

@@ -125,7 +125,7 @@ def _datasets_records(source: DatasetsSource) -> list[Record]:
             data = datasets.load_from_disk(source.path)
         else:
             data = datasets.load_dataset(source.path, source.name, split=source.split)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # each builder and file format has errors of its own
         raise DataError(
             f"data set {label}: cannot be loaded: {_first_line(error)}{_offline_hint(source, error)}"
         ) from error
@@ -133,8 +133,6 @@ def _datasets_records(source: DatasetsSource) -> list[Record]:
         if source.split not in data:
             raise DataError(f"data set {label}: there is no split {source.split!r}; it has {', '.join(data)}")
         data = data[source.split]
-    if len(data) == 0:
-        raise DataError(f"data set {label}: the split {source.split!r} has no rows")
     return [(f"{label} row {number}", dict(row)) for number, row in enumerate(data, 1)]
 
 
@@ -143,7 +141,7 @@ def _is_saved_to_disk(path: Path) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _offline_hint(source: DatasetsSource, error: Exception) -> str:
