@@ -37,12 +37,12 @@ def cache_dir() -> Path:
 def convert_gguf(file: Path) -> Path:
     """A folder with the file's weights dequantised to float32, its config, tokenizer and chat template.
 
-    The result is cached by the file's content and `CONVERTER_VERSION`. Processes that ask at the same moment wait for one of
-    them; one that is killed half-way leaves nothing that would be taken for a model.
+    The result is cached by the file's content and `CONVERTER_VERSION`. Processes that ask at the same moment wait for
+    one of them; one that is killed half-way leaves nothing that would be taken for a model.
 
     Raises:
-        ModelError: the file is no GGUF file, is cut short, has no tokenizer, is of an architecture that transformers cannot
-            convert, or the cache cannot be written.
+        ModelError: the file is no GGUF file, is cut short, has no tokenizer, is of an architecture that transformers
+            cannot convert, or the cache cannot be written.
     """
     from filelock import FileLock
 
@@ -138,7 +138,7 @@ def _write_tokenizer(file: Path, header: GgufHeader, folder: Path) -> None:
 
 
 def _write_weights(file: Path, folder: Path) -> None:
-    """Save the dequantised weights as float32: scale times integer plus offset needs more bits than a 16-bit float has."""
+    """Save the dequantised weights as float32: scale times integer plus offset does not fit a 16-bit float."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM

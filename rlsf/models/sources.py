@@ -19,9 +19,9 @@ def resolve_model(source: str) -> Path:
     """A local folder with config.json, safetensors weights and a tokenizer.
 
     Args:
-        source: `lab`, a local folder, a .gguf file, `package:NAME` for the GGUF file inside an installed Python package, or
-            a hub id. A local path wins over a hub id of the same name. GGUF files are converted once and cached (see
-            `convert_gguf`); hub models come from the hub's own cache when `HF_HUB_OFFLINE=1`.
+        source: `lab`, a local folder, a .gguf file, `package:NAME` for the GGUF file inside an installed Python
+            package, or a hub id. A local path wins over a hub id of the same name. GGUF files are converted once and
+            cached (see `convert_gguf`); hub models come from the hub's own cache when `HF_HUB_OFFLINE=1`.
 
     Raises:
         ModelError: there is no such model, it cannot be reached, or a part of it is missing or broken.
