@@ -10,7 +10,9 @@ from rollouts.types import SamplingParams
 class Section(BaseModel):
     """Base of every config section: unknown keys are errors, values cannot be changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class SamplingConfig(Section):

@@ -74,6 +74,11 @@ MALFORMED = {
         ["learning_rate: found -1e-05; expected at least 0"],
     ),
     "above the most": (HEAD + "sampling: {top_p: 1.5}\n", ["sampling.top_p: found 1.5; expected at most 1"]),
+    "infinite": (
+        HEAD + "algorithm: {learning_rate: .inf}\n",
+        ["learning_rate: found Infinity; expected a finite number"],
+    ),
+    "deep nesting": ("name: " + "[" * 5000 + "\n", ["run.yaml: not valid YAML: it is nested too deeply"]),
     "a wrong choice": (
         HEAD + "algorithm: {schedule: cosin}\n",
         ["algorithm.schedule", "'constant', 'linear' or 'cosine'; did you mean cosine?"],

@@ -92,6 +92,8 @@ def parse(text: str, name: str, *, override: bool = False) -> Document:
         place = f"{name}:{mark.line + 1}" if mark is not None else name
         problem = " ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{place}: not valid YAML: {problem}{_hint(problem)}") from error
+    except RecursionError:
+        raise ConfigError(f"{name}: not valid YAML: it is nested too deeply") from None
     finally:
         loader.dispose()
 
