@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a live panel on a terminal, plain lines elsewhere."""
 
+import fnmatch
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +11,14 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-# Metric (exact name, or how its name ends) and how people call it.
+# How people call a metric, and the pattern of its name.
 SHOWN = {
-    "reward/mean": "reward",
-    "/pass@1": "held-out pass@1",
-    "policy/kl": "KL to reference",
-    "policy/entropy": "entropy",
-    "rollout/tokens": "tokens per answer",
-    "rollout/truncated": "cut off",
+    "reward": "reward/mean",
+    "held-out pass@1": "validation/*/pass@1",
+    "KL to reference": "policy/kl",
+    "entropy": "policy/entropy",
+    "tokens per answer": "rollout/tokens",
+    "cut off": "rollout/truncated",
 }
 ROWS = 8
 
@@ -83,19 +84,21 @@ class Display:
         left = _duration((total - number) * _mean(self._iteration_seconds[-5:]))
         self._progress.update(self._bar, completed=number, left=f"about {left} left")
         row = {"iteration": f"{number}/{total}"}
-        for name, title in SHOWN.items():
-            for metric, value in metrics.items():
-                if metric == name or (name.startswith("/") and metric.startswith("validation/") and metric.endswith(name)):
-                    row[title] = f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+        for title, pattern in SHOWN.items():
+            values = [metrics[name] for name in fnmatch.filter(metrics, pattern)]
+            if values:
+                row[title] = f"{_mean(values):.3f}"
         row["tokens/s"] = f"{tokens_per_second:.0f}"
         self._rows = [*self._rows, row][-ROWS:]
         if not self._live_on:
             figures = "  ".join(f"{title} {value}" for title, value in row.items() if title != "iteration")
-            self._console.print(f"iteration {row['iteration']}  {figures}  {left} left", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"iteration {row['iteration']}  {figures}  {left} left", highlight=False, soft_wrap=True
+            )
 
     def _render(self) -> Panel:
         table = Table(box=None, padding=(0, 1), header_style="dim")
-        titles = ["iteration", *SHOWN.values(), "tokens/s"]
+        titles = ["iteration", *SHOWN, "tokens/s"]
         for title in titles:
             table.add_column(title, justify="right")
         for row in self._rows:

@@ -1,11 +1,11 @@
 """The folder of a run: what is in it, how it is written so that a kill at any moment loses nothing, and how it is read back.
 
-    config.yaml          resolved config             versions.json   packages, commit, machine
-    metrics.jsonl        one line per iteration: the same on every resume, bit for bit
-    timings.jsonl        one line per iteration: seconds and tokens per second, never the same twice
-    summary.json         what a script reads         samples/        rollouts with scores and evidence
-    evaluations/         outcome of every held-out prompt
-    replay/              the store                   checkpoints/iter_000012/    latest -> the newest one's name
+config.yaml          resolved config             versions.json   packages, commit, machine
+metrics.jsonl        one line per iteration: the same on every resume, bit for bit
+timings.jsonl        one line per iteration: seconds and tokens per second, never the same twice
+summary.json         what a script reads         samples/        rollouts with scores and evidence
+evaluations/         outcome of every held-out prompt
+replay/              the store                   checkpoints/iter_000012/    latest -> the newest one's name
 """
 
 import json
@@ -116,10 +116,10 @@ class RunDir:
                 self.write_text(path, "".join(rows))
         for folder in (self.samples, self.evaluations):
             for path in folder.glob("iter_*"):
-                if _iteration(path) > iteration:
+                if iteration_of(path) > iteration:
                     path.unlink()
         for path in [*self.checkpoints.glob(".iter_*"), *self.checkpoints.glob("iter_*"), *self.best.glob("iter_*")]:
-            if path.name.startswith(".") or _iteration(path) > iteration:
+            if path.name.startswith(".") or iteration_of(path) > iteration:
                 shutil.rmtree(path)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
@@ -141,8 +141,11 @@ class RunDir:
                 _fsync(path)
             temporary.rename(final)
             _fsync(self.checkpoints)
-        self.write_text(self._latest, final.name + "\n")
+        self._point_latest_at(final)
         return final
+
+    def _point_latest_at(self, checkpoint: Path) -> None:
+        self.write_text(self._latest, checkpoint.name + "\n")
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, or None before the first.
@@ -165,12 +168,12 @@ class RunDir:
         kept = sorted(self.checkpoints.glob("iter_*"))
         for path in kept[:-keep]:
             shutil.rmtree(path)
-        return _iteration(kept[-keep:][0])
+        return iteration_of(kept[-keep:][0])
 
     def prune_best(self, iteration: int | None) -> None:
         """Keep only the best adapter."""
         for path in self.best.glob("iter_*"):
-            if _iteration(path) != iteration:
+            if iteration_of(path) != iteration:
                 shutil.rmtree(path)
 
 
@@ -183,7 +186,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _iteration(path: Path) -> int:
+def iteration_of(path: Path) -> int:
     """Of names such as iter_000012 and iter_000012_validation_sums.json."""
     return int(path.name.lstrip(".").split(".")[0].split("_")[1])
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rlsf.evaluation.statistics import Estimate, paired_bootstrap, pass_at_k, wilson
 from rlsf.evaluation.grading import Grader
+from rlsf.evaluation.statistics import Estimate, paired_bootstrap, pass_at_k, wilson
 from rollouts.types import Engine, Prompt, Rollout, SamplingParams
 
 

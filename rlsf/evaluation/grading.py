@@ -16,4 +16,8 @@ class Grader:
 
     def is_correct(self, rollout: Rollout, prompt: Prompt) -> bool:
         """A rollout without an answer is wrong."""
-        return self.verifier.grade(self.extract(rollout), prompt).correct
+        return self.verifier.grade(rollout, prompt).correct
+
+    def grades(self, prompt: Prompt, answer: str) -> bool:
+        """The same for an answer that no rollout gave."""
+        return self.verifier.grade(answer, prompt).correct

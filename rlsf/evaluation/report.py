@@ -10,12 +10,14 @@ from rlsf.evaluation.evaluate import Change, Evaluation
 from rlsf.provenance import provenance
 
 if TYPE_CHECKING:
+    from rlsf.display import Display
     from rlsf.run import Run
+    from rlsf.tasks import Task
 
 
 def summarize(run: "Run") -> dict[str, Any]:
     """Everything that a script wants to know of a finished run, as JSON."""
-    tasks = {task.name: _summarize_task(run, task.name) for task in run.stream.tasks}
+    tasks = {task.name: _summarize_task(run, task) for task in run.stream.tasks}
     return {
         "name": run.config.name,
         "seed": run.config.seed,
@@ -40,12 +42,11 @@ def summarize(run: "Run") -> dict[str, Any]:
     }
 
 
-def _summarize_task(run: "Run", task: str) -> dict[str, Any]:
-    base = run.load_evaluation("base", task)
-    warm = run.load_evaluation("warm_start", task) if run.config.warm_start else None
-    final = run.load_evaluation("final", task)
-    start = warm or base
-    change = Change.between(start, final, seed=run.seed("bootstrap", task))
+def _summarize_task(run: "Run", task: "Task") -> dict[str, Any]:
+    base = run.load_evaluation("base", task.name)
+    warm = run.load_evaluation("warm_start", task.name) if run.config.warm_start else None
+    final = run.load_evaluation("final", task.name)
+    change = Change.between(warm or base, final, seed=run.seed("bootstrap", task.name))
     return {
         "base": base.summary(),
         "warm_start": warm.summary() if warm else None,
@@ -63,7 +64,10 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     """One table per run: before, after, the paired change, and what answering without thinking would score."""
     for name, task in summary["tasks"].items():
         rows = task["final"]["prompts"]
-        table = Table(title=f"{name}: {rows} held-out prompts × {task['final']['samples_per_prompt']} samples", title_justify="left")
+        table = Table(
+            title=f"{name}: {rows} held-out prompts × {task['final']['samples_per_prompt']} samples",
+            title_justify="left",
+        )
         table.add_column("")
         keys = [key for key in task["final"] if isinstance(task["final"][key], dict)]
         for key in keys:
@@ -81,7 +85,11 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
             table.add_row(f"always {trivial}", _interval(estimate), style="dim")
         console.print(table)
     labels = summary["labels"]
-    used = f"{labels['warm_start_examples']} labelled examples in the warm start; " if labels["warm_start_examples"] else ""
+    used = (
+        f"{labels['warm_start_examples']} labelled examples in the warm start; "
+        if labels["warm_start_examples"]
+        else ""
+    )
     seen = "the reward sees labels" if labels["reward_sees_labels"] else "no label was used in the loop"
     seconds = sum(summary["seconds"].values())
     console.print(
@@ -93,6 +101,18 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         console.print(f"Stopped early: {summary['stop_reason']}.", highlight=False)
 
 
+def show_preflight(reports: list[dict[str, Any]], display: "Display") -> None:
+    """What the model can do and what the signal knows, one line per task, and the warnings."""
+    for report in reports:
+        n = report["n"]
+        figures = [f"{key} {report[key]['value']:.2f}" for key in ("pass@1", f"majority@{n}", "greedy", f"pass@{n}")]
+        for key, title in (("auroc", "AUROC of the signal"), ("auroc_within_groups", "within groups")):
+            figures.append(f"{title} {'unknown' if report[key] is None else format(report[key], '.2f')}")
+        display.say(f"preflight {report['task']} ({report['prompts']} canary prompts): {', '.join(figures)}")
+        for warning in report["warnings"]:
+            display.warn(warning)
+
+
 def _interval(estimate: dict[str, float] | None, *, signed: bool = False) -> str:
     if estimate is None:
         return ""
@@ -100,18 +120,13 @@ def _interval(estimate: dict[str, float] | None, *, signed: bool = False) -> str
     return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
 
 
-def evaluation_table(evaluations: list[Evaluation], console: Console) -> None:
+def print_evaluations(evaluations: list[Evaluation], adapter: str, console: Console) -> None:
     """For `rlsf eval`."""
-    table = Table()
-    for column in ("task", "split", "adapter", "prompts"):
-        table.add_column(column)
     summaries = [evaluation.summary() for evaluation in evaluations]
     keys = [key for key in summaries[0] if isinstance(summaries[0][key], dict)]
+    table = Table("task", "prompts", title=f"adapter {adapter}, {evaluations[0].split} split", title_justify="left")
     for key in keys:
         table.add_column(key, justify="right")
     for evaluation, summary in zip(evaluations, summaries, strict=True):
-        version = "base model" if evaluation.policy_version == 0 else f"version {evaluation.policy_version}"
-        table.add_row(
-            evaluation.task, evaluation.split, version, str(summary["prompts"]), *[_interval(summary[key]) for key in keys]
-        )
+        table.add_row(evaluation.task, str(summary["prompts"]), *[_interval(summary[key]) for key in keys])
     console.print(table)

@@ -1,0 +1,50 @@
+"""The one format of benchmarks/results/NAME.json: machine, versions, commit, and rows."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rlsf.provenance import provenance
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure."""
+
+    name: str
+    value: float
+    unit: str
+    low: float | None = None
+    """Lower end of the 95% interval."""
+    high: float | None = None
+    n: int | None = None
+    """Independent units behind the figure."""
+    seeds: tuple[int, ...] | None = None
+
+
+def write_results(name: str, rows: Sequence[Row]) -> Path:
+    """Write results/NAME.json; fields without a value are left out."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    content = {
+        "name": name,
+        **provenance(),
+        "rows": [{key: value for key, value in asdict(row).items() if value is not None} for row in rows],
+    }
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return path
+
+
+def print_rows(rows: Sequence[Row], title: str) -> None:
+    table = Table("", "value", "95% interval", "unit", "n", "seeds", title=title, title_justify="left")
+    for row in rows:
+        interval = f"[{row.low:.3f}, {row.high:.3f}]" if row.low is not None and row.high is not None else ""
+        seeds = ", ".join(map(str, row.seeds)) if row.seeds is not None else ""
+        table.add_row(row.name, f"{row.value:.3f}", interval, row.unit, str(row.n or ""), seeds)
+    Console().print(table)

@@ -1,0 +1,188 @@
+"""The command line. Quick commands import nothing heavy: torch and the engines are imported where they are used."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from reward.types import RewardError
+from rlsf.errors import RlsfError
+from rollouts.types import EngineError
+
+app = typer.Typer(
+    name="rlsf",
+    help="Reinforcement learning from self-feedback: a language model generates, scores itself, and learns.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at config files.", no_args_is_help=True)
+replay_app = typer.Typer(help="Look into a replay store.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(replay_app, name="replay")
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the experiment.", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as seed=1. May be repeated."),
+]
+OVERRIDABLE = {"allow_extra_args": True, "ignore_unknown_options": True}  # the --a.b=c that wandb's agent emits
+
+
+@app.command(context_settings=OVERRIDABLE)
+def run(
+    context: typer.Context,
+    config: ConfigPath,
+    set_: Set = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; else the config's.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Delete a run of the same name first.")] = False,
+) -> None:
+    """Start an experiment.
+
+    Example: rlsf run configs/smoke.yaml --set seed=1 --name smoke-seed1
+    """
+    loaded = _load(config, set_, context.args, name)
+    from rlsf.runner import start
+
+    start(loaded, _console(), overwrite=overwrite)
+
+
+@app.command()
+def resume(directory: RunPath) -> None:
+    """Continue a run from its last checkpoint.
+
+    Example: rlsf resume runs/smoke
+    """
+    from rlsf.run_dir import RunDir
+
+    run_dir = RunDir.open(directory)
+    from rlsf.runner import continue_run
+
+    continue_run(run_dir, _console())
+
+
+@app.command()
+def eval(
+    directory: RunPath,
+    split: Annotated[Literal["validation", "test"], typer.Option(help="Which held-out prompts.")] = "test",
+    samples: Annotated[int, typer.Option(min=1, help="Completions per prompt.")] = 4,
+    adapter: Annotated[str, typer.Option(help="last, best, base, or a checkpoint's number.")] = "last",
+    prompts: Annotated[int | None, typer.Option(min=1, help="At most this many prompts per task.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write the outcome of every prompt to this JSON file.")
+    ] = None,
+) -> None:
+    """Measure an adapter of a run on held-out prompts of every task.
+
+    Example: rlsf eval runs/smoke --adapter best --samples 8
+    """
+    from rlsf.run_dir import RunDir
+
+    run_dir = RunDir.open(directory)
+    from rlsf.evaluation.command import evaluate_run
+
+    evaluate_run(run_dir, _console(), split=split, samples=samples, adapter=adapter, limit=prompts, output=output)
+
+
+@config_app.command("check", context_settings=OVERRIDABLE)
+def config_check(
+    context: typer.Context,
+    config: ConfigPath,
+    set_: Set = None,
+    show: Annotated[bool, typer.Option(help="Print the resolved config, defaults included.")] = False,
+) -> None:
+    """Validate a config file without loading a model."""
+    from rlsf.config.load import resolved_yaml
+
+    loaded = _load(config, set_, context.args, None)
+    if show:
+        print(resolved_yaml(loaded), end="")
+        return
+    _console().print(
+        f"{config}: valid. {loaded.algorithm.kind} on {loaded.model.source}, reward {loaded.reward.kind}, "
+        f"{len(loaded.tasks)} task(s), {loaded.loop.iterations} iterations of {loaded.loop.prompts} prompts × "
+        f"{loaded.sampling.n} completions",
+        highlight=False,
+    )
+
+
+@replay_app.command("stats")
+def replay_stats(directory: RunPath) -> None:
+    """What a replay store holds: tasks, ages, rewards, size."""
+    from rlsf.replay.show import print_stats
+
+    with _replay_store(directory) as store:
+        print_stats(store, _console())
+
+
+@replay_app.command("show")
+def replay_show(
+    directory: RunPath,
+    id: Annotated[str, typer.Argument(help="Id of a group or a rollout, or how it begins.", show_default=False)],
+) -> None:
+    """One group: prompt, answers, rewards, and why."""
+    from rlsf.replay.show import print_group
+
+    with _replay_store(directory) as store:
+        print_group(store.find(id), _console())
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, which engine and sync mode will be used, and why."""
+    from rlsf.doctor import print_report
+
+    print_report(_console())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from rlsf import __version__
+
+    print(__version__)
+
+
+def _load(path: Path, overrides: list[str] | None, extra: list[str], name: str | None) -> Any:
+    from rlsf.config.load import load_config
+
+    named = [f"name={name}"] if name else []
+    return load_config(path, [*(overrides or []), *extra, *named])
+
+
+def _replay_store(directory: Path) -> Any:
+    from rlsf.replay import ReplayStore
+    from rlsf.run_dir import RunDir
+
+    return ReplayStore.open_read_only(RunDir.open(directory).replay)
+
+
+def _console() -> Console:
+    return Console(soft_wrap=False)
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend end in one message and status 2, never in a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app()
+    except (RlsfError, EngineError, RewardError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; `rlsf resume` continues from the last checkpoint", highlight=False)
+        sys.exit(130)
+
+
+def _escaped(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The loop, one iteration top to bottom: generate, score, remember, learn, deliver, evaluate, checkpoint.
+
+This is the page to read first. `rlsf.run.Run` holds the parts that are used here.
+"""
+
+from rlsf.evaluation.report import show_preflight, summarize
+from rlsf.preflight import preflight
+from rlsf.run import Run
+from rlsf.scoring import count_tokens, make_groups, reward_metrics, score_rollouts
+from rlsf.stopping import should_stop
+
+
+def train(run: Run) -> None:
+    """Run (or continue) an experiment to its end and write summary.json.
+
+    Raises:
+        RlsfError, EngineError, RewardError: something broke, and the message says how to mend it. Everything up to the
+            last checkpoint is safe; `rlsf resume` goes on from there.
+    """
+    if not run.state.prepared:
+        prepare(run)
+    while run.state.iteration < run.stream.iterations and run.state.stop_reason is None:
+        iterate(run)
+    conclude(run)
+
+
+def prepare(run: Run) -> None:
+    """Iteration 0: measure the untouched model, settle the format on a few labels, ask what the signal knows."""
+    with run.phase("evaluate"):
+        run.evaluate_test("base")
+    if run.config.warm_start is not None:
+        with run.phase("warm start"):
+            run.warm_start()
+        with run.phase("sync"):
+            run.deliver()
+        with run.phase("evaluate"):
+            run.evaluate_test("warm_start")
+    run.policy.freeze_reference()
+    if run.config.preflight.enabled:
+        with run.phase("preflight"):
+            run.state.preflight = [preflight(run, task) for task in run.stream.tasks]
+            show_preflight(run.state.preflight, run.display)
+    with run.phase("evaluate"):
+        run.validate(0)
+    run.state.prepared = True
+    with run.phase("checkpoint"):
+        run.checkpoint()
+
+
+def iterate(run: Run) -> None:
+    """Generate, score, remember, learn, deliver, evaluate, checkpoint."""
+    iteration = run.state.iteration + 1
+    task = run.stream.active(iteration)
+    metrics: dict[str, float] = {}
+
+    with run.phase("generate"):
+        prompts = task.train_batch(iteration, run.config.loop.prompts)
+        rollouts = run.engine.generate(prompts, run.sampling(task), seed=run.seed("generate", iteration))
+        tokens = count_tokens(rollouts)
+        run.count_tokens("generate", tokens)
+
+    with run.phase("score"):
+        scores = score_rollouts(run, task, prompts, rollouts, iteration)
+        metrics |= reward_metrics(rollouts, scores)
+
+    with run.phase("remember"):
+        fresh = make_groups(run, task, prompts, rollouts, scores, iteration)
+        run.replay.add(fresh, iteration=iteration)
+        replayed = run.replay.draw(
+            round(run.config.replay.ratio * len(fresh)),
+            iteration=iteration,
+            policy_version=run.state.policy_version,
+            exclude_iteration=iteration,
+        )
+
+    with run.phase("train"):
+        update = run.algorithm.update([*fresh, *replayed], iteration=iteration, seed=run.seed("update", iteration))
+        run.replay.update_priorities(update.priorities, iteration=iteration)
+        metrics |= update.metrics
+
+    with run.phase("sync"):
+        metrics |= run.deliver()
+
+    run.state.iteration = iteration
+    with run.phase("evaluate"):
+        if iteration % run.config.evaluation.every == 0 or iteration == run.stream.iterations:
+            metrics |= run.validate(iteration)
+            run.state.stop_reason = should_stop(run.config.evaluation, run.state)
+
+    run.record(iteration, task, fresh, metrics)
+    with run.phase("checkpoint"):
+        if run.is_checkpoint_due(iteration):
+            run.checkpoint()
+    run.finish_iteration(iteration, metrics, tokens)
+
+
+def conclude(run: Run) -> None:
+    """Test the chosen adapter on held-out prompts of every task and write the summary."""
+    with run.phase("evaluate"):
+        run.select_final_adapter()
+        run.evaluate_test("final")
+    summary = summarize(run)
+    run.directory.write_json(run.directory.summary, summary)
+    run.tracker.finish(summary)

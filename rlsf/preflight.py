@@ -1,0 +1,116 @@
+"""Before a budget is spent: does the reward know anything about the truth on these prompts?
+
+A group-relative update can only use what the signal knows *within* a group, so that is what decides the verdict.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from reward.types import Score
+from rlsf.evaluation.evaluate import Outcome
+from rlsf.evaluation.statistics import pass_at_k, wilson
+from rlsf.scoring import count_tokens, score_rollouts
+
+if TYPE_CHECKING:
+    from rlsf.run import Run
+    from rlsf.tasks import Task
+
+
+def preflight(run: "Run", task: "Task") -> dict[str, Any]:
+    """Measure the signal on the canary: labelled validation prompts that nothing is trained on.
+
+    Returns:
+        pass@1, majority@n, greedy and pass@n of the model that the loop starts from; AUROC of the reward against the
+        truth, over all rollouts and within groups; and the warnings that follow.
+
+    Raises:
+        ConfigError: the signal carries nothing and `preflight.strict` is set.
+    """
+    from rlsf.errors import ConfigError
+
+    config = run.config.preflight
+    canary = task.validation[: config.canary]
+    sampling = run.sampling(task)
+    grader = run.graders[task.name]
+    rollouts = run.engine.generate(canary, sampling, seed=run.seed("preflight", task.name))
+    greedy = run.engine.generate(canary, replace(sampling, n=1, temperature=0.0), seed=run.seed("preflight", task.name))
+    run.count_tokens("preflight", count_tokens([*rollouts, *greedy]))
+    state = run.reward.state()
+    scores = score_rollouts(run, task, canary, rollouts, iteration=0)
+    run.reward.restore(state)  # measuring must not move running statistics
+    truth = [
+        [grader.is_correct(rollout, prompt) for rollout in group]
+        for prompt, group in zip(canary, rollouts, strict=True)
+    ]
+    outcomes = [
+        Outcome(prompt.id, tuple(map(grader.extract, group)), tuple(right), None, 0, 0)
+        for prompt, group, right in zip(canary, rollouts, truth, strict=True)
+    ]
+    n = sampling.n
+    report: dict[str, Any] = {
+        "task": task.name,
+        "prompts": len(canary),
+        "n": n,
+        "pass@1": asdict(wilson([outcome.share for outcome in outcomes])),
+        f"majority@{n}": asdict(wilson([float(outcome.majority) for outcome in outcomes])),
+        "greedy": asdict(
+            wilson([float(grader.is_correct(group[0], prompt)) for prompt, group in zip(canary, greedy, strict=True)])
+        ),
+        f"pass@{n}": asdict(wilson([pass_at_k(n, sum(right), n) for right in truth])),
+        "truncated": float(np.mean([rollout.truncated for group in rollouts for rollout in group])),
+        "auroc": auroc(truth, scores),
+        "auroc_within_groups": auroc_within_groups(truth, scores),
+    }
+    report["warnings"] = _warnings(report, n, config.min_auroc)
+    if config.strict and report["warnings"]:
+        raise ConfigError("preflight: " + "; ".join(report["warnings"]) + " (preflight.strict is set)")
+    return report
+
+
+def auroc(truth: Sequence[Sequence[bool]], scores: Sequence[Sequence[Score]]) -> float | None:
+    """Probability that a right rollout scores above a wrong one, over all rollouts; None where one kind is missing."""
+    labels, values = [], []
+    for rights, group in zip(truth, scores, strict=True):
+        for right, score in zip(rights, group, strict=True):
+            if score.value is not None:
+                labels.append(right)
+                values.append(score.value)
+    return float(roc_auc_score(labels, values)) if len(set(labels)) == 2 else None
+
+
+def auroc_within_groups(truth: Sequence[Sequence[bool]], scores: Sequence[Sequence[Score]]) -> float | None:
+    """The same over pairs from one group: what an update that compares the rollouts of a group can use. Ties count half."""
+    wins = total = 0.0
+    for rights, group in zip(truth, scores, strict=True):
+        good = np.array([s.value for s, right in zip(group, rights, strict=True) if right and s.value is not None])
+        bad = np.array([s.value for s, right in zip(group, rights, strict=True) if not right and s.value is not None])
+        difference = good[:, None] - bad[None, :] if good.size and bad.size else np.empty((0, 0))
+        wins += float((difference > 0).sum() + 0.5 * (difference == 0).sum())
+        total += difference.size
+    return wins / total if total else None
+
+
+def _warnings(report: dict[str, Any], n: int, min_auroc: float) -> list[str]:
+    name, warnings = report["task"], []
+    within = report["auroc_within_groups"]
+    if within is None:
+        warnings.append(
+            f"{name}: no group holds both right and wrong answers with a score; these prompts teach nothing"
+        )
+    elif within < min_auroc:
+        warnings.append(
+            f"{name}: within groups the signal ranks a right answer above a wrong one with probability {within:.2f} "
+            f"(preflight.min_auroc is {min_auroc}); training on it will not raise accuracy: choose another reward or task"
+        )
+    if report["truncated"] > 0.25:
+        warnings.append(
+            f"{name}: {report['truncated']:.0%} of the completions are cut off at max_tokens and have no answer; raise "
+            "sampling.max_tokens or settle the format with warm_start"
+        )
+    if report[f"pass@{n}"]["value"] > 0.98 and report["pass@1"]["value"] > 0.95:
+        warnings.append(f"{name}: the model solves it already (pass@1 {report['pass@1']['value']:.2f})")
+    return warnings

@@ -1,0 +1,295 @@
+"""The parts of a run, put together, saved and restored. `rlsf.loop` is the story they are used in."""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reward.factory import make_reward
+from rlsf.algorithms import create_algorithm
+from rlsf.algorithms.sft import WarmStart
+from rlsf.config.schema import RunConfig
+from rlsf.display import Display
+from rlsf.evaluation.evaluate import Evaluation, evaluate
+from rlsf.evaluation.grading import Grader
+from rlsf.evaluation.statistics import Estimate, wilson
+from rlsf.experience import Group
+from rlsf.models import resolve_model
+from rlsf.policy import Policy
+from rlsf.replay import ReplayStore
+from rlsf.run_dir import RunDir
+from rlsf.samples import sample_rows
+from rlsf.seeds import derive_seed
+from rlsf.state import LoopState
+from rlsf.stopping import note_validation
+from rlsf.tasks import Stream, Task
+from rlsf.tasks.baselines import last_operand_correct, most_frequent_correct
+from rlsf.tracking import create_tracker
+from rollouts.delivery import DeliveryCheck, Probe, take_probe
+from rollouts.factory import create_engine
+from rollouts.prompts import encode_prompt
+from rollouts.types import Prompt, SamplingParams
+
+
+class Run:
+    """Everything that one experiment is made of. Use as a context manager: it holds an engine and open files."""
+
+    def __init__(self, config: RunConfig, directory: RunDir, stream: Stream, display: Display) -> None:
+        """Loads the model, starts the engine, and goes back to the last checkpoint if there is one; up to a minute.
+
+        Raises:
+            RlsfError, EngineError, RewardError: a part cannot be made.
+        """
+        self.config = config
+        self.directory = directory
+        self.stream = stream
+        self.display = display
+        self.state = LoopState()
+        self._iteration_seconds: dict[str, float] = {}
+        with self.phase("load"):
+            torch.manual_seed(self.seed("torch"))  # no part should draw from the global generator; this is the belt
+            self.graders = {task.name: Grader(task.config) for task in stream.tasks}
+            self.reward = make_reward(
+                config.reward, graders={name: grader.verifier for name, grader in self.graders.items()}
+            )
+            model_path = resolve_model(config.model.source)
+            self.policy = Policy.create(model_path, config.model, seed=self.seed("lora"))
+            steps = stream.iterations * config.algorithm.epochs * config.algorithm.minibatches
+            self.algorithm = create_algorithm(
+                config.algorithm,
+                self.policy,
+                total_steps=steps,
+                seed=self.seed("algorithm"),
+                dump_dir=directory.failures,
+            )
+            self.replay = ReplayStore.open(directory.replay, config.replay, seed=self.seed("replay"))
+        with self.phase("start engine"):
+            self.engine = create_engine(
+                config.engine,
+                model_path,
+                tokenizer=self.policy.tokenizer,
+                lora_rank=config.model.lora.r,
+                dtype=self.policy.causal_lm.dtype,
+                device=self.policy.device,
+            )
+        self._restore()
+        self.tracker = create_tracker(config, directory.path, self.state.tracking, iteration=self.state.iteration)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.engine.close()
+        self.replay.close()
+        self.tracker.finish()
+
+    # -- seeds and settings --------------------------------------------------------------------------------------------
+
+    def seed(self, *names: str | int) -> int:
+        """The seed for one use; the same in every sitting of the run."""
+        return derive_seed(self.config.seed, *names)
+
+    def sampling(self, task: Task) -> SamplingParams:
+        """How completions of this task are drawn for training."""
+        return self.config.sampling_of(task.config)
+
+    # -- phases --------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase and show it."""
+        started = time.monotonic()
+        with self.display.phase(name):
+            try:
+                yield
+            finally:
+                spent = time.monotonic() - started
+                self.state.seconds[name] = self.state.seconds.get(name, 0.0) + spent
+                self._iteration_seconds[name] = self._iteration_seconds.get(name, 0.0) + spent
+
+    def count_tokens(self, phase: str, tokens: int) -> None:
+        self.state.tokens[phase] = self.state.tokens.get(phase, 0) + tokens
+
+    # -- warm start ----------------------------------------------------------------------------------------------------
+
+    def warm_start(self) -> None:
+        """Supervised fine-tuning of the policy on a few labelled examples of the first task.
+
+        Raises:
+            TrainingError: its loss is not finite.
+        """
+        assert self.config.warm_start is not None
+        trainer = WarmStart(self.config.warm_start, self.policy, dump_dir=self.directory.failures)
+        task = self.stream.tasks[0]
+        template = self.config.warm_start.answer_template
+        examples = [
+            (encode_prompt(self.policy.tokenizer, prompt), template.replace("{reference}", str(prompt.reference)))
+            for prompt in task.labelled_train[: self.config.warm_start.examples]
+        ]
+        metrics = trainer.run(examples, seed=self.seed("warm_start"))
+        self.directory.write_json(self.directory.path / "warm_start.json", metrics)
+
+    # -- delivery ------------------------------------------------------------------------------------------------------
+
+    def deliver(self) -> dict[str, float]:
+        """Hand the trained adapter to the engine as the next version, and verify that it arrived.
+
+        Raises:
+            EngineError: the engine does not serve what was sent.
+        """
+        self.state.policy_version += 1
+        return self._deliver_current()
+
+    def _deliver_current(self) -> dict[str, float]:
+        version = self.state.policy_version
+        folder = self.directory.outbox / f"version_{version:06d}"
+        if version > 0:
+            self.policy.save_adapter(folder)
+            self.engine.sync(folder, version)
+        trainer = self.policy.score_tokens(self.delivery.probe)
+        report = self.delivery.verify(self.engine, version, trainer, folder if version > 0 else None)
+        for path in self.directory.outbox.glob("version_*"):
+            if path != folder:
+                shutil.rmtree(path)
+        return {"delivery/largest_difference": report.largest_difference}
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def evaluate_test(self, label: str) -> None:
+        """Measure the engine's adapter on the test split of every task and keep every outcome.
+
+        The same seed each time: before and after differ by the policy, not by luck.
+        """
+        settings = self.config.evaluation
+        for task in self.stream.tasks:
+            result = self._evaluate(task, "test", task.test, settings.final_samples, greedy=settings.greedy)
+            self.directory.write_json(self._evaluation_path(label, task.name), result.as_json())
+
+    def validate(self, iteration: int) -> dict[str, float]:
+        """Measure the tasks seen so far on their validation split; note whether the mean pass@1 is the best so far."""
+        settings = self.config.evaluation
+        metrics: dict[str, float] = {}
+        scores = []
+        for task in self.stream.tasks_seen(max(iteration, 1)):
+            prompts = task.validation[: settings.prompts]
+            result = self._evaluate(task, "validation", prompts, settings.samples, greedy=settings.greedy)
+            self.directory.write_json(
+                self.directory.evaluations / f"iter_{iteration:06d}_validation_{task.name}.json", result.as_json()
+            )
+            metrics |= result.metrics()
+            scores.append(result.pass_at_1().value)
+        score = float(np.mean(scores))
+        if note_validation(self.state, iteration, score, min_delta=settings.min_delta):
+            self.policy.save_adapter(self._best_adapter(iteration))
+        return metrics
+
+    def _evaluate(self, task: Task, split: str, prompts: Sequence[Prompt], samples: int, *, greedy: bool) -> Evaluation:
+        result = evaluate(
+            self.engine,
+            self.graders[task.name],
+            split,
+            prompts,
+            self.sampling(task),
+            samples=samples,
+            greedy=greedy,
+            seed=self.seed("evaluate", split, task.name),
+        )
+        self.count_tokens("evaluate", result.tokens)
+        return result
+
+    def load_evaluation(self, label: str, task: str) -> Evaluation:
+        """A test evaluation that this run made earlier."""
+        return Evaluation.from_json(self.directory.read_json(self._evaluation_path(label, task)))
+
+    def _evaluation_path(self, label: str, task: str) -> Path:
+        return self.directory.evaluations / f"test_{label}_{task}.json"
+
+    def trivial_baselines(self, task: Task) -> dict[str, Estimate]:
+        """What answering without thinking scores on the test split."""
+        grader = self.graders[task.name]
+        return {
+            "the most frequent answer": wilson([float(right) for right in most_frequent_correct(task, grader.grades)]),
+            "the last operand": wilson([float(right) for right in last_operand_correct(task, grader.grades)]),
+        }
+
+    def _best_adapter(self, iteration: int) -> Path:
+        return self.directory.checkpoints / "best" / f"iter_{iteration:06d}"
+
+    def select_final_adapter(self) -> None:
+        """Serve the adapter that the final table is about."""
+        best = self.state.best_iteration
+        if self.config.evaluation.select == "best" and best is not None and best != self.state.iteration:
+            self.policy.load_adapter(self._best_adapter(best))
+            self.deliver()
+
+    # -- records -------------------------------------------------------------------------------------------------------
+
+    def record(self, iteration: int, task: Task, fresh: Sequence[Group], metrics: dict[str, float]) -> None:
+        """One line of metrics, the scored rollouts, and the trackers."""
+        row = {"iteration": iteration, "task": task.name, "policy_version": self.state.policy_version, **metrics}
+        self.directory.append_line(self.directory.metrics, row)
+        kept = fresh[: self.config.tracking.sample_groups]
+        self.directory.write_samples(iteration, [row for group in kept for row in sample_rows(group)])
+        self.tracker.log(iteration, metrics)
+        self.tracker.log_rollouts(iteration, kept)
+
+    def finish_iteration(self, iteration: int, metrics: dict[str, float], tokens: int) -> None:
+        """Write what took how long, and show the iteration."""
+        seconds, self._iteration_seconds = self._iteration_seconds, {}
+        speed = tokens / seconds["generate"]
+        timing = {f"seconds/{name}": round(value, 4) for name, value in seconds.items()}
+        timing["tokens_per_second"] = round(speed, 2)
+        self.directory.append_line(self.directory.timings, {"iteration": iteration, **timing})
+        self.tracker.log(iteration, timing)
+        self.display.iteration(iteration, self.stream.iterations, metrics, speed)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def is_checkpoint_due(self, iteration: int) -> bool:
+        last = iteration == self.stream.iterations or self.state.stop_reason is not None
+        return last or iteration % self.config.loop.checkpoint_every == 0
+
+    def checkpoint(self) -> None:
+        """Make everything so far durable; whatever comes after the last checkpoint is done again on resume."""
+        iteration = self.state.iteration
+        self.state.reward = self.reward.state()
+        self.state.delivery = self.delivery.state()
+        self.directory.write_checkpoint(iteration, self._write_checkpoint)
+        self.replay.prune_journal(self.directory.prune_checkpoints(self.config.loop.keep_checkpoints))
+        self.directory.prune_best(self.state.best_iteration)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        self.policy.save(folder / "policy")
+        self.algorithm.save(folder / "algorithm")
+        self.directory.write_json(folder / "state.json", self.state.to_json())
+
+    def _restore(self) -> None:
+        """Go back to the last checkpoint: afterwards everything is as it was when that one was written."""
+        folder = self.directory.latest_checkpoint()
+        if folder is None:
+            self.directory.drop_after(-1)
+            self.replay.rollback(0)
+            self.delivery = DeliveryCheck(self.config.delivery, self._take_probe())
+            self._deliver_current()
+            return
+        self.state = LoopState.from_json(self.directory.read_json(folder / "state.json"))
+        self.directory.drop_after(self.state.iteration)
+        self.replay.rollback(self.state.iteration)
+        self.policy.load(folder / "policy")
+        self.algorithm.load(folder / "algorithm")
+        self.reward.restore(self.state.reward)
+        self.delivery = DeliveryCheck.restore(self.config.delivery, self.state.delivery)
+        self._deliver_current()
+
+    def _take_probe(self) -> Probe:
+        """The untouched model's own answers: their log-probabilities move as the policy learns."""
+        task = self.stream.tasks[0]
+        greedy = replace(self.sampling(task), n=1, temperature=0.0)
+        wanted = self.config.delivery.probe_tokens
+        rollouts = self.engine.generate(task.validation[:wanted], greedy, seed=self.seed("probe"))
+        return take_probe([group[0] for group in rollouts], wanted)
