@@ -153,7 +153,6 @@ def _write_weights(file: Path, folder: Path) -> None:
     # A model loaded from GGUF refuses to be saved, so its weights move to one that never was quantised.
     config = dequantised.config
     del config.quantization_config
-    config.name_or_path = ""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(dequantised.state_dict(), assign=True)
