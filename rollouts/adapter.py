@@ -86,8 +86,8 @@ def check_fit(adapter: LoraAdapter, shapes: Mapping[str, tuple[int, ...]], where
     for name, (a, b) in adapter.pairs.items():
         if name not in shapes:
             raise EngineError(
-                f"adapter {where} targets {name}, which is no linear layer of the base model with a weight of its own that "
-                "this engine can serve; train the adapter on this base model, without the output layer"
+                f"adapter {where} targets {name}, which is no linear layer of the base model with a weight of its own "
+                "that this engine can serve; train the adapter on this base model, without the output layer"
             )
         if (b.shape[0], a.shape[1]) != tuple(shapes[name]):
             raise EngineError(

@@ -197,7 +197,7 @@ class DeliveryCheck:
         if differences[worst] > self._config.tolerance:
             raise EngineError(
                 f"engine and trainer disagree at version {now.version}: log-probability {now.engine[worst]:.5f} "
-                f"against {now.trainer[worst]:.5f} on probe token {worst}, a difference of {differences[worst]:.2g} nats where "
+                f"against {now.trainer[worst]:.5f} on probe token {worst}, {differences[worst]:.2g} nats apart where "
                 f"delivery.tolerance is {self._config.tolerance:g}. The engine serves stale or altered weights, or the "
                 "two compute with different precision: check model.dtype (bfloat16 needs a tolerance of about 5e-2) "
                 "and that LoRA dropout is 0, then restart the engine"
@@ -215,7 +215,7 @@ class DeliveryCheck:
                     f"trainer's log-probabilities on the probe moved by {movement.trainer_rms:.2g} nats (rms), the "
                     f"engine's by {movement.ratio:.2f} ± {movement.error:.2f} times that, where 1 is right: it "
                     f"{'still answers with old weights' if stale else 'moved too far, as if merged twice'}. Check that "
-                    "the adapter on disk is the trainer's newest, try the other engine.sync mode, then restart the engine"
+                    "the adapter on disk is the trainer's newest, try the other engine.sync mode, restart the engine"
                 )
         return movements
 

@@ -264,8 +264,8 @@ def _served_shapes(model_path: str, mode: str) -> dict[str, tuple[int, ...]]:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path))
     shapes = linear_shapes(model)
     if mode == "adapter":
-        # vLLM would wrap the output layer even for adapters that leave it alone. On a CPU that copies a matrix of vocabulary
-        # × rank for every row and step, which is most of the cost of runtime LoRA, and breaks prompt log-probabilities.
+        # vLLM would wrap the output layer even for adapters that leave it alone. On a CPU that copies a matrix of
+        # vocabulary × rank for every row and step, and prompt log-probabilities crash.
         output = model.get_output_embeddings()
         shapes = {name: shape for name, shape in shapes.items() if model.get_submodule(name) is not output}
     return shapes
