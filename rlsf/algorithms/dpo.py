@@ -26,6 +26,7 @@ from rlsf.algorithms.update import (
     Step,
     fail_with_batch,
     load_state,
+    refuse_bad_rewards,
     save_state,
     seeded,
     step_metrics,
@@ -67,6 +68,7 @@ class Dpo:
 
     def update(self, groups: Sequence[Group], *, iteration: int, seed: int) -> UpdateResult:
         """See `Algorithm.update`. A group without two sufficiently different rewards gives no pair and is skipped."""
+        refuse_bad_rewards(self._dump_dir, f"iteration {iteration}", groups)
         groups = with_reference(self._policy, groups)
         pairs = {group.id: make_pairs(group, self._config, fresh=group.iteration == iteration) for group in groups}
         paired = [found for found in pairs.values() if found]

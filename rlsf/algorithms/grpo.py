@@ -8,7 +8,7 @@ import numpy as np
 from rlsf.algorithms.base import UpdateResult
 from rlsf.algorithms.policy_gradient import PolicyGradient
 from rlsf.algorithms.samples import Sample, opinions, reward_of, with_reference
-from rlsf.algorithms.update import load_state, save_state, seeded
+from rlsf.algorithms.update import load_state, refuse_bad_rewards, save_state, seeded
 from rlsf.config.schema import GrpoConfig
 from rlsf.experience import Experience, Group
 from rlsf.policy import Policy
@@ -24,12 +24,14 @@ class Grpo:
         self.needs_reference = config.kl_coef > 0
         self._config = config
         self._policy = policy
+        self._dump_dir = dump_dir
         self._learner = PolicyGradient(
             config, policy, loss=config.loss, kl_coef=config.kl_coef, total_steps=total_steps, dump_dir=dump_dir
         )
 
     def update(self, groups: Sequence[Group], *, iteration: int, seed: int) -> UpdateResult:
         """See `Algorithm.update`. A group with fewer than two rewards, or with equal ones, carries no signal."""
+        refuse_bad_rewards(self._dump_dir, f"iteration {iteration}", groups)
         if self.needs_reference:
             groups = with_reference(self._policy, groups)
         kept = {group.id: opinions(group) for group in groups}

@@ -11,7 +11,7 @@ from rlsf.algorithms.critic import Critic, ValueTarget
 from rlsf.algorithms.gae import AdaptiveKl, generalised_advantages, token_rewards, whiten
 from rlsf.algorithms.policy_gradient import PolicyGradient
 from rlsf.algorithms.samples import Sample, opinions, reward_of, with_reference
-from rlsf.algorithms.update import load_state, save_state, seeded
+from rlsf.algorithms.update import load_state, refuse_bad_rewards, save_state, seeded
 from rlsf.config.schema import PpoConfig
 from rlsf.experience import Experience, Group
 from rlsf.policy import Policy
@@ -40,6 +40,7 @@ class Ppo:
         self.needs_reference = config.kl_coef > 0
         self._config = config
         self._policy = policy
+        self._dump_dir = dump_dir
         self._kl = AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
         # "dapo" divides by the tokens of the minibatch: the mean over tokens of PPO's surrogate
         self._learner = PolicyGradient(
@@ -51,6 +52,7 @@ class Ppo:
 
     def update(self, groups: Sequence[Group], *, iteration: int, seed: int) -> UpdateResult:
         """See `Algorithm.update`. Equal rewards carry a signal too: they are compared with the critic's estimate."""
+        refuse_bad_rewards(self._dump_dir, f"iteration {iteration}", groups)
         if self.needs_reference:
             groups = with_reference(self._policy, groups)
         kept = {group.id: members for group in groups if (members := opinions(group))}

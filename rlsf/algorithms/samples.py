@@ -79,7 +79,7 @@ def with_reference(policy: Policy, groups: Sequence[Group]) -> list[Group]:
 def minibatches(groups: Sequence[Sequence[T]], count: int, *, seed: int, epoch: int) -> Iterator[list[T]]:
     """The groups' members in `count` parts of nearly equal numbers of groups, shuffled; a group is never torn apart."""
     order = np.random.default_rng([seed, epoch]).permutation(len(groups))
-    for part in np.array_split(order, min(count, len(groups))):
+    for part in np.array_split(order, min(count, len(groups))) if len(groups) else []:
         yield [member for index in part for member in groups[index]]
 
 

@@ -17,7 +17,7 @@ from transformers import get_scheduler
 
 from rlsf.config.schema import OptimizerConfig
 from rlsf.errors import TrainingError
-from rlsf.experience import Experience
+from rlsf.experience import Experience, Group
 from rlsf.forward import TokenPair
 
 M = TypeVar("M")
@@ -161,6 +161,16 @@ def fail_with_batch(folder: Path, update: str, batch: Sequence[Experience | Toke
         )
 
     return fail
+
+
+def refuse_bad_rewards(folder: Path, update: str, groups: Sequence[Group]) -> None:
+    """Raises TrainingError, with the batch saved, where a reward is a number but not a finite one."""
+    experiences = [experience for group in groups for experience in group.experiences]
+    for experience in experiences:
+        if experience.score.value is not None and not math.isfinite(experience.score.value):
+            fail_with_batch(folder, update, experiences)(
+                f"the reward of rollout {experience.rollout.id} is {experience.score.value}"
+            )
 
 
 def _dump_row(item: Experience | TokenPair) -> dict[str, Any]:
