@@ -275,7 +275,7 @@ def test_missing_reference_log_probabilities_are_computed_and_given_ones_are_kep
                 for g in groups
             ]
         results.append(algorithm.update(groups, iteration=1, seed=0).metrics)
-    assert results[0]["train/kl_reference"] > 0
+    assert results[0]["policy/kl"] > 0
     for name, value in results[0].items():
         assert results[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 

@@ -13,12 +13,13 @@ class TokenDiagnostics:
 
     With w = π/b the ratio of a token's probability under the current policy and under the one that sampled it:
     `ratio_mean` is E[w]; `ess` (Σw)² / (n·Σw²), the effective share of the tokens (Kong 1992); `kl_behaviour`
-    E[w − 1 − log w], the k3 estimate of KL(b ‖ π) (http://joschu.net/blog/kl-approx.html); `kl_reference` the same of
+    E[w − 1 − log w], the k3 estimate of KL(b ‖ π) (http://joschu.net/blog/kl-approx.html); `policy/kl` the same of
     r = ref/π, an estimate of KL(π ‖ ref).
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
+        self._sums: dict[tuple[str, str], float] = defaultdict(float)
+        self._counts: dict[tuple[str, str], float] = defaultdict(float)
 
     @torch.no_grad()
     def add(
@@ -43,11 +44,11 @@ class TokenDiagnostics:
             "ratio": log_ratio.exp(),
             "ratio_squared": (2 * log_ratio).exp(),
             "kl_behaviour": log_ratio.exp() - 1 - log_ratio,
-            "entropy": entropy,
+            "policy/entropy": entropy,
         }
         if tokens.reference is not None:
             log_reference = tokens.reference - logprobs.detach()
-            values["kl_reference"] = log_reference.exp() - 1 - log_reference
+            values["policy/kl"] = log_reference.exp() - 1 - log_reference
         if clip is not None:
             low = (log_ratio.exp() < 1 - clip[0]) & (tokens.advantages < 0)
             high = (log_ratio.exp() > 1 + clip[1]) & (tokens.advantages > 0)
@@ -56,34 +57,28 @@ class TokenDiagnostics:
             values["cap_fraction"] = ((log_ratio.exp() > cap) & (tokens.advantages < 0)).float()
         for part, rows in (("fresh", tokens.fresh), ("replayed", ~tokens.fresh)):
             chosen = mask & rows[:, None]
-            self._sums[f"{part}/tokens"] += float(chosen.sum())
             for name, value in values.items():
-                self._sums[f"{part}/{name}"] += float(value[chosen].double().sum())
+                self._sums[part, name] += float(value[chosen].double().sum())
+                self._counts[part, name] += float(chosen.sum())
 
     def metrics(self) -> dict[str, float]:
-        """Means per token; a part without tokens is left out."""
+        """Means per token; what no token was counted for is left out."""
         result: dict[str, float] = {}
-        overall: dict[str, float] = defaultdict(float)
         for part in ("fresh", "replayed"):
-            count = self._sums[f"{part}/tokens"]
-            if count == 0:
+            ratio, squared = self._mean("ratio", part), self._mean("ratio_squared", part)
+            if ratio is None or squared is None:
                 continue
-            means = {
-                name.removeprefix(f"{part}/"): value / count
-                for name, value in self._sums.items()
-                if name.startswith(f"{part}/") and not name.endswith("/tokens")
-            }
-            squared = means.pop("ratio_squared")
-            ratio = means.pop("ratio")
             result |= {f"train/{part}/ratio_mean": ratio, f"train/{part}/ess": ratio**2 / squared}
             for name in ("kl_behaviour", "clip_fraction", "cap_fraction"):
-                if name in means:
-                    result[f"train/{part}/{name}"] = means[name]
-            overall["tokens"] += count
-            for name in ("entropy", "kl_reference"):
-                if name in means:
-                    overall[name] += means[name] * count
-        for name in ("entropy", "kl_reference"):
-            if name in overall:
-                result[f"train/{name}"] = overall[name] / overall["tokens"]
+                value = self._mean(name, part)
+                if value is not None:
+                    result[f"train/{part}/{name}"] = value
+        for name in ("policy/entropy", "policy/kl"):
+            value = self._mean(name, "fresh", "replayed")
+            if value is not None:
+                result[name] = value
         return result
+
+    def _mean(self, name: str, *parts: str) -> float | None:
+        count = sum(self._counts[part, name] for part in parts)
+        return sum(self._sums[part, name] for part in parts) / count if count else None

@@ -120,7 +120,7 @@ class Dpo:
         save_state(folder, self._optimizer.state_dict())
 
     def load(self, folder: Path) -> None:
-        self._optimizer.load_state_dict(load_state(folder, self._policy.device))
+        self._optimizer.load_state_dict(load_state(folder))
 
 
 def make_pairs(group: Group, config: DpoConfig, *, fresh: bool) -> list[Pair]:

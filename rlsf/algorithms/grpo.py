@@ -59,7 +59,7 @@ class Grpo:
         save_state(folder, self._learner.state_dict())
 
     def load(self, folder: Path) -> None:
-        self._learner.load_state_dict(load_state(folder, self._policy.device))
+        self._learner.load_state_dict(load_state(folder))
 
 
 def has_signal(members: Sequence[Experience]) -> bool:

@@ -104,7 +104,7 @@ class Ppo:
         save_state(folder, state)
 
     def load(self, folder: Path) -> None:
-        state = load_state(folder, self._policy.device)
+        state = load_state(folder)
         self._learner.load_state_dict(state["policy"])
         self._critic.load(folder, state["critic"])
         self._kl.coef = state["kl_coef"]

@@ -294,6 +294,7 @@ def _construct(
             save_strategy="no",
             disable_tqdm=True,
             gradient_accumulation_steps=1,
+            router_aux_loss_coef=0.0,  # a mixture of experts would need its router's logits from our forward pass
             **settings,
         )
         args._n_gpu = min(1, args.n_gpu)  # Trainer would wrap the model in nn.DataParallel, which TRL refuses

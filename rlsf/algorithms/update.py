@@ -130,9 +130,9 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     torch.save(state, folder / _STATE)
 
 
-def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
+def load_state(folder: Path) -> dict[str, Any]:
     """What `save_state` wrote."""
-    return torch.load(folder / _STATE, map_location=device, weights_only=True)
+    return torch.load(folder / _STATE, map_location="cpu", weights_only=True)
 
 
 @contextmanager
