@@ -101,7 +101,7 @@ class Policy:
 
     @contextmanager
     def using(self, adapter: str) -> Iterator[None]:
-        """Within the block forward passes go through `adapter`; no other takes gradients, and the reference never does."""
+        """Run forward passes through `adapter` within the block. No other takes gradients; the reference never does."""
         previous = self.model.active_adapter
         self._activate(adapter)
         try:
