@@ -6,9 +6,10 @@ engine is questioned in four ways:
 1. **Version.** It must name the version that was sent.
 2. **Fingerprint**, where the engine has one: the sha256 of the tensors that its worker loaded must equal the file's.
 3. **Agreement.** On a fixed probe of T tokens, every log-probability e of the engine must be within `tolerance` of the
-   trainer's t.
-4. **Movement.** A step of a small learning rate moves the probe by less than any honest tolerance, so agreement alone
-   cannot tell new weights from old ones. Let d = t − t' be how far the trainer's probe moved since an earlier version,
+   trainer's t. And rms(e − t) may be at most ten times the noise floor, or 1e-4 nats where that is more. The noise
+   floor is the rms of e − t at the first check (version 0): the same weights in two programs.
+4. **Movement.** A step of a small learning rate moves the probe by less than these limits, so agreement alone cannot
+   tell new weights from old ones. Let d = t − t' be how far the trainer's probe moved since an earlier version,
    and x = e − e' how far the engine's did. Engine and trainer differ in kernels and precision, but by nearly the same
    amount in both versions, so that this bias cancels. Least squares through the origin, x = α·d, gives
 
@@ -16,8 +17,8 @@ engine is questioned in four ways:
 
    α is 1 when the weights arrived, 0 when the engine is stale, 2 when the adapter was merged twice. α outside (½, 3/2)
    is an error; that asks whether x is closer to d than to 0 or 2d in squared distance. The verdict counts only where
-   the movement can be measured: rms(d) at least twice the noise floor, which is the rms of e − t at the first check
-   (version 0), and s at most ⅛, so that ½ lies four standard errors from 0 and from 1.
+   the movement can be measured: rms(d) at least twice the noise floor, and s at most ⅛, so that ½ lies four standard
+   errors from 0 and from 1.
 
    Movement is measured against the last version, and also against the last one whose movement was proven: many steps,
    each too small to be seen, add up to one that is not.
@@ -39,6 +40,8 @@ Probe = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 # log-probabilities in float32 carry at least this much rounding (nats).
 _FLOAT_NOISE = 1e-6
+# Agreement: rms(e − t) stays below this many times the noise floor, or below this many nats.
+_NOISE_GROWTH, _AGREEMENT = 10, 1e-4
 
 
 def take_probe(rollouts: Sequence[Rollout], tokens: int) -> Probe:
@@ -201,6 +204,13 @@ class DeliveryCheck:
                 f"delivery.tolerance is {self._config.tolerance:g}. The engine serves stale or altered weights, or the "
                 "two compute with different precision: check model.dtype (bfloat16 needs a tolerance of about 5e-2) "
                 "and that LoRA dropout is 0, then restart the engine"
+            )
+        rms = _rms(differences)
+        if self._noise is not None and rms > max(_NOISE_GROWTH * self._noise, _AGREEMENT):
+            raise EngineError(
+                f"engine and trainer disagree at version {now.version}: their log-probabilities on the probe differ by "
+                f"{rms:.2g} nats (rms), {rms / self._noise:.0f} times as much as at first. The engine serves stale or "
+                "altered weights: check that the adapter on disk is the trainer's newest, then restart the engine"
             )
         return float(differences[worst])
 

@@ -79,21 +79,28 @@ def test_honest_deliveries_pass_at_every_size_of_step(noise, size, verdict):
 
 
 def test_a_stale_engine_is_caught_though_the_step_is_far_below_the_tolerance():
+    engine, check = _started(1e-5, 5e-5, tolerance=5e-3)
+    engine.version = 1
+    with pytest.raises(EngineError, match=r"did not take over adapter version 1: since version 0 .* old weights"):
+        check.verify(engine, 1, _rows(_policy(1, 5e-5)))
+
+
+def test_altered_weights_are_caught_within_the_tolerance():
     engine, check = _started(1e-5, 1e-3, tolerance=5e-3)
     engine.version = 1
-    assert np.abs(_policy(1, 1e-3) - engine.serving).max() < 4e-3
-    with pytest.raises(EngineError, match=r"did not take over adapter version 1: since version 0 .* old weights"):
+    engine.serving = _policy(1, 1e-3) + np.random.default_rng(8).normal(scale=5e-4, size=TOKENS)
+    with pytest.raises(EngineError, match=r"disagree at version 1: .* 0\.000\d+ nats \(rms\), \d\d times as much"):
         check.verify(engine, 1, _rows(_policy(1, 1e-3)))
 
 
 def test_an_engine_one_version_late_is_caught():
-    engine, check = _started(1e-5, 1e-4)
+    engine, check = _started(1e-5, 5e-5)
     for version in range(1, 4):
-        engine.version, engine.serving = version, _policy(version, 1e-4)
-        check.verify(engine, version, _rows(_policy(version, 1e-4)))
+        engine.version, engine.serving = version, _policy(version, 5e-5)
+        check.verify(engine, version, _rows(_policy(version, 5e-5)))
     engine.version = 4
     with pytest.raises(EngineError, match="since version 3"):
-        check.verify(engine, 4, _rows(_policy(4, 1e-4)))
+        check.verify(engine, 4, _rows(_policy(4, 5e-5)))
 
 
 def test_stale_weights_are_caught_when_small_steps_add_up():
@@ -111,10 +118,10 @@ def test_stale_weights_are_caught_when_small_steps_add_up():
 
 
 def test_an_adapter_merged_twice_is_caught():
-    engine, check = _started(1e-5, 1e-3)
-    engine.version, engine.serving = 1, 2 * _policy(1, 1e-3) - _policy(0, 1e-3)
+    engine, check = _started(1e-5, 5e-5)
+    engine.version, engine.serving = 1, 2 * _policy(1, 5e-5) - _policy(0, 5e-5)
     with pytest.raises(EngineError, match="merged twice"):
-        check.verify(engine, 1, _rows(_policy(1, 1e-3)))
+        check.verify(engine, 1, _rows(_policy(1, 5e-5)))
 
 
 def test_disagreement_names_the_token_and_the_numbers():
@@ -158,14 +165,14 @@ def test_a_failed_check_leaves_the_state_as_it_was():
 
 
 def test_state_survives_a_checkpoint():
-    engine, check = _started(1e-5, 1e-3)
-    engine.version, engine.serving = 1, _policy(1, 1e-3)
-    check.verify(engine, 1, _rows(_policy(1, 1e-3)))
+    engine, check = _started(1e-5, 5e-5)
+    engine.version, engine.serving = 1, _policy(1, 5e-5)
+    check.verify(engine, 1, _rows(_policy(1, 5e-5)))
     restored = DeliveryCheck.restore(DeliveryConfig(), json.loads(json.dumps(check.state())))
     assert restored.state() == check.state() and restored.probe == PROBE
     engine.version = 2
     with pytest.raises(EngineError, match="since version 1"):
-        restored.verify(engine, 2, _rows(_policy(2, 1e-3)))
+        restored.verify(engine, 2, _rows(_policy(2, 5e-5)))
 
 
 def test_probe_takes_whole_completions_until_there_are_enough_tokens():

@@ -195,7 +195,7 @@ def test_a_failing_engine_gives_one_clear_error_and_is_not_used_again(folder, mo
     with pytest.raises(EngineError, match="failed while generating") as raised:
         engine.generate(PROMPTS, SamplingParams(max_tokens=2), seed=0)
     assert raised.value.__cause__ is not None
-    with pytest.raises(EngineError, match="failed while generating .* create a new engine"):
+    with pytest.raises(EngineError, match=r"failed while generating .* create a new engine"):
         engine.score_tokens([((5,), (6,))])
 
 
