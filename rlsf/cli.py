@@ -1,6 +1,5 @@
 """The command line. Quick commands import nothing heavy: torch and the engines are imported where they are used."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +8,8 @@ import typer
 from rich.console import Console
 
 from reward.types import RewardError
-from rlsf.errors import RlsfError
+from rlsf.errors import ConfigError, RlsfError
+from rlsf.quiet import quiet_libraries
 from rollouts.types import EngineError
 
 app = typer.Typer(
@@ -148,10 +148,14 @@ def version() -> None:
 
 
 def _load(path: Path, overrides: list[str] | None, extra: list[str], name: str | None) -> Any:
-    from rlsf.config.load import load_config
+    from rlsf.config import check_config, load_config
 
     named = [f"name={name}"] if name else []
-    return load_config(path, [*(overrides or []), *extra, *named])
+    config = load_config(path, [*(overrides or []), *extra, *named])
+    problems = check_config(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
 
 
 def _replay_store(directory: Path) -> Any:
@@ -167,7 +171,7 @@ def _console() -> Console:
 
 def main() -> None:
     """Entry point: errors that a user can mend end in one message and status 2, never in a traceback."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    quiet_libraries()
     try:
         app()
     except (RlsfError, EngineError, RewardError) as error:

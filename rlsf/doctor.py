@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rollouts.factory import explain_choice
 
 from rlsf.provenance import machine, package_versions
 from rollouts.config import AutoEngineConfig
+from rollouts.factory import explain_choice
 
 
 def print_report(console: Console) -> None:

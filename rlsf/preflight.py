@@ -86,8 +86,9 @@ def auroc_within_groups(truth: Sequence[Sequence[bool]], scores: Sequence[Sequen
     """The same over pairs from one group: what an update that compares the rollouts of a group can use. Ties count half."""
     wins = total = 0.0
     for rights, group in zip(truth, scores, strict=True):
-        good = np.array([s.value for s, right in zip(group, rights, strict=True) if right and s.value is not None])
-        bad = np.array([s.value for s, right in zip(group, rights, strict=True) if not right and s.value is not None])
+        scored = [(s.value, right) for s, right in zip(group, rights, strict=True) if s.value is not None]
+        good = np.array([value for value, right in scored if right])
+        bad = np.array([value for value, right in scored if not right])
         difference = good[:, None] - bad[None, :] if good.size and bad.size else np.empty((0, 0))
         wins += float((difference > 0).sum() + 0.5 * (difference == 0).sum())
         total += difference.size
@@ -103,7 +104,7 @@ def _warnings(report: dict[str, Any], n: int, min_auroc: float) -> list[str]:
         )
     elif within < min_auroc:
         warnings.append(
-            f"{name}: within groups the signal ranks a right answer above a wrong one with probability {within:.2f} "
+            f"{name}: within groups, a right answer outranks a wrong one with probability {within:.2f} only "
             f"(preflight.min_auroc is {min_auroc}); training on it will not raise accuracy: choose another reward or task"
         )
     if report["truncated"] > 0.25:

@@ -21,6 +21,7 @@ from rlsf.evaluation.statistics import Estimate, wilson
 from rlsf.experience import Group
 from rlsf.models import resolve_model
 from rlsf.policy import Policy
+from rlsf.quiet import quiet_progress_bars
 from rlsf.replay import ReplayStore
 from rlsf.run_dir import RunDir
 from rlsf.samples import sample_rows
@@ -51,6 +52,7 @@ class Run:
         self.display = display
         self.state = LoopState()
         self._iteration_seconds: dict[str, float] = {}
+        quiet_progress_bars()
         with self.phase("load"):
             torch.manual_seed(self.seed("torch"))  # no part should draw from the global generator; this is the belt
             self.graders = {task.name: Grader(task.config) for task in stream.tasks}

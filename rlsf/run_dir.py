@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, how it is written so that a kill at any moment loses nothing, and how it is read back.
+"""The folder of a run: what is in it, and how it is written so that a kill at any moment loses nothing.
 
 config.yaml          resolved config             versions.json   packages, commit, machine
 metrics.jsonl        one line per iteration: the same on every resume, bit for bit
@@ -48,8 +48,8 @@ class RunDir:
         run = cls(path)
         if run.config.exists():
             raise RunDirError(
-                f"{path} holds a run already: continue it with `rlsf resume {path}`, start it anew with --overwrite, or "
-                "give another name with --name"
+                f"{path} holds a run already: continue it with `rlsf resume {path}`, start it anew with --overwrite, "
+                "or give another name with --name"
             )
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunDirError(f"{path} exists and is no run of rlsf: choose another name with --name, or move it away")
@@ -158,8 +158,8 @@ class RunDir:
         path = self.checkpoints / self._latest.read_text("utf-8").strip()
         if not path.is_dir():
             raise RunDirError(
-                f"{self._latest} names {path.name}, which is not in {self.checkpoints}: write the name of one that is there "
-                f"into {self._latest}"
+                f"{self._latest} names {path.name}, which is not in {self.checkpoints}: write the name of one that is "
+                f"there into {self._latest}"
             )
         return path
 
@@ -210,6 +210,6 @@ def _clear_os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunDirError(
-            f"cannot write {path}: {error.strerror or error}. Free space or mend the rights, then `rlsf resume` continues "
-            "from the last checkpoint"
+            f"cannot write {path}: {error.strerror or error}. Free space or mend the rights; then `rlsf resume` "
+            "continues from the last checkpoint"
         ) from error

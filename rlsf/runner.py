@@ -12,7 +12,7 @@ from rlsf.loop import train
 from rlsf.provenance import provenance
 from rlsf.run import Run
 from rlsf.run_dir import RunDir
-from rlsf.tasks import Stream, build_stream
+from rlsf.tasks import Stream, Task, build_stream
 
 
 def start(config: RunConfig, console: Console, *, overwrite: bool = False) -> None:
@@ -50,6 +50,21 @@ def _train(config: RunConfig, directory: RunDir, stream: Stream, console: Consol
         Display(console, f"rlsf {config.name}", total=stream.iterations) as display,
         Run(config, directory, stream, display) as run,
     ):
+        for task in stream.tasks:
+            display.say(describe_data(task))
         train(run)
     print_summary(directory.read_json(directory.summary), console)
     console.print(f"Everything is in {directory.path}", highlight=False)
+
+
+def describe_data(task: Task) -> str:
+    """What the task trains and is tested on, and what was left out."""
+    report = task.report
+    dropped = {
+        "duplicates": report.duplicates,
+        "contradictory rows": report.contradictions,
+        "held out by another task": report.leaked,
+    }
+    left_out = ", ".join(f"{count} {what}" for what, count in dropped.items() if count)
+    counts = f"{len(task.train)} training, {len(task.validation)} validation and {len(task.test)} test prompts"
+    return f"task {task.name}: {counts}" + (f"; left out: {left_out}" if left_out else "")

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -60,45 +61,52 @@ def _summarize_task(run: "Run", task: "Task") -> dict[str, Any]:
     }
 
 
+CHANGE = {"base": "base", "warm_start": "warm start"}
+STAGES = {"base": "base model", "warm_start": "after warm start", "final": "after the loop"}
+
+
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """One table per run: before, after, the paired change, and what answering without thinking would score."""
+    """A table per task: before, after, the paired change, and what answering without thinking would score."""
     for name, task in summary["tasks"].items():
-        rows = task["final"]["prompts"]
-        table = Table(
-            title=f"{name}: {rows} held-out prompts × {task['final']['samples_per_prompt']} samples",
-            title_justify="left",
-        )
-        table.add_column("")
-        keys = [key for key in task["final"] if isinstance(task["final"][key], dict)]
-        for key in keys:
-            table.add_column(key if key != "pass@1" else "pass@1 (sampled)", justify="right")
-        for label, column in (("base model", "base"), ("after warm start", "warm_start"), ("after the loop", "final")):
-            if task[column] is not None:
-                table.add_row(label, *[_interval(task[column].get(key)) for key in keys])
-        change = task["change"]
-        table.add_row(
-            f"change over {'warm start' if change['from'] == 'warm_start' else 'base'}",
-            *[_interval(change.get(key), signed=True) for key in keys],
-            style="bold",
-        )
-        for trivial, estimate in task["trivial"].items():
-            table.add_row(f"always {trivial}", _interval(estimate), style="dim")
-        console.print(table)
-    labels = summary["labels"]
-    used = (
-        f"{labels['warm_start_examples']} labelled examples in the warm start; "
-        if labels["warm_start_examples"]
-        else ""
-    )
-    seen = "the reward sees labels" if labels["reward_sees_labels"] else "no label was used in the loop"
-    seconds = sum(summary["seconds"].values())
+        console.print(_task_table(name, task, console.width))
+    labels = summary["labels"]["warm_start_examples"]
+    used = f"{labels} labelled examples in the warm start; " if labels else ""
+    seen = "the reward sees labels" if summary["labels"]["reward_sees_labels"] else "no label was used in the loop"
+    minutes = sum(summary["seconds"].values()) / 60
     console.print(
-        f"{summary['iterations']} iterations in {seconds / 60:.1f} min on {summary['engine']}; {used}{seen}. "
+        f"{summary['iterations']} iterations in {minutes:.1f} min on {summary['engine']}; {used}{seen}. "
         "95% intervals in brackets; the change is paired over prompts.",
         highlight=False,
     )
     if summary["stop_reason"]:
         console.print(f"Stopped early: {summary['stop_reason']}.", highlight=False)
+
+
+def _task_table(name: str, task: dict[str, Any], width: int) -> Table:
+    final, change = task["final"], task["change"]
+    stages = [stage for stage in STAGES if task[stage] is not None]
+    table = Table(
+        "",
+        title=f"{name}: {final['prompts']} held-out prompts, {final['samples_per_prompt']} samples each",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for title in (*[STAGES[stage] for stage in stages], f"change over {CHANGE[change['from']]}"):
+        table.add_column(title, justify="right")
+    # Estimate and interval side by side where there is room, else one above the other.
+    gap = " " if width >= 26 * (len(stages) + 2) else "\n"
+    for key in [key for key in final if isinstance(final[key], dict)]:
+        cells = [_interval(task[stage].get(key), gap) for stage in stages]
+        main = key == "pass@1"
+        table.add_row(
+            "pass@1 (sampled)" if main else key,
+            *cells,
+            _interval(change.get(key), gap, signed=True),
+            style="bold" if main else "",
+        )
+    for trivial, estimate in task["trivial"].items():
+        table.add_row(f"always {trivial}", _interval(estimate, gap), style="dim")
+    return table
 
 
 def show_preflight(reports: list[dict[str, Any]], display: "Display") -> None:
@@ -113,20 +121,20 @@ def show_preflight(reports: list[dict[str, Any]], display: "Display") -> None:
             display.warn(warning)
 
 
-def _interval(estimate: dict[str, float] | None, *, signed: bool = False) -> str:
-    if estimate is None:
-        return ""
-    sign = "+" if signed else ""
-    return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
-
-
 def print_evaluations(evaluations: list[Evaluation], adapter: str, console: Console) -> None:
     """For `rlsf eval`."""
     summaries = [evaluation.summary() for evaluation in evaluations]
-    keys = [key for key in summaries[0] if isinstance(summaries[0][key], dict)]
-    table = Table("task", "prompts", title=f"adapter {adapter}, {evaluations[0].split} split", title_justify="left")
-    for key in keys:
-        table.add_column(key, justify="right")
-    for evaluation, summary in zip(evaluations, summaries, strict=True):
-        table.add_row(evaluation.task, str(summary["prompts"]), *[_interval(summary[key]) for key in keys])
+    title = f"adapter {adapter}, {evaluations[0].split} split, {len(evaluations[0].outcomes)} prompts"
+    table = Table("", title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for evaluation in evaluations:
+        table.add_column(evaluation.task, justify="right")
+    for key in [key for key in summaries[0] if isinstance(summaries[0][key], dict)]:
+        table.add_row(key, *[_interval(summary[key], " ") for summary in summaries])
     console.print(table)
+
+
+def _interval(estimate: dict[str, float] | None, gap: str, *, signed: bool = False) -> str:
+    if estimate is None:
+        return ""
+    sign = "+" if signed else ""
+    return f"{estimate['value']:{sign}.3f}{gap}[{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
