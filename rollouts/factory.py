@@ -37,7 +37,7 @@ def explain_choice(config: EngineConfig) -> EngineChoice:
         return EngineChoice("transformers", "adapter", str(error))
     from rollouts.vllm_engine import sync_mode
 
-    device = "a CPU, where runtime LoRA decodes 4 to 5 times slower" if on_cpu() else "a GPU"
+    device = "a CPU, where merged weights decode faster than runtime LoRA" if on_cpu() else "a GPU"
     why = f"vLLM {vllm.__version__} imports and runs on {device}"
     return EngineChoice("vllm", sync_mode(_vllm_config(config)), why)
 
