@@ -53,8 +53,8 @@ class VllmEngineConfig(Section):
 
     kind: Literal["vllm"] = "vllm"
     sync: Literal["auto", "merge", "adapter"] = "auto"
-    """`merge` folds the adapter into vLLM's weights (auto on a CPU, where they decode about a third
-    faster, while a sync takes seconds instead of a tenth of one);
+    """`merge` folds the adapter into vLLM's weights (auto on a CPU: faster decoding, but a sync takes
+    seconds instead of a tenth of one);
     `adapter` serves it as a LoRA request (auto on a GPU)."""
     max_model_len: int | None = Field(None, ge=2)
     """Longest prompt plus completion, in tokens; None is the model's own limit. Smaller saves cache memory."""
