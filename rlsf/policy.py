@@ -185,6 +185,7 @@ class Policy:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.model.add_adapter(name, copy(self.model.peft_config[POLICY]))
+        self.model.train(self.model.training)  # PEFT leaves the new adapter's dropout on
         self._activate(POLICY)
 
     def adapter_state(self, adapter: str = POLICY) -> dict[str, Tensor]:

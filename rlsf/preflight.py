@@ -83,7 +83,7 @@ def auroc(truth: Sequence[Sequence[bool]], scores: Sequence[Sequence[Score]]) ->
 
 
 def auroc_within_groups(truth: Sequence[Sequence[bool]], scores: Sequence[Sequence[Score]]) -> float | None:
-    """The same over pairs from one group: what an update that compares the rollouts of a group can use. Ties count half."""
+    """The same over pairs from one group: all that an update that compares within groups can use. Ties count half."""
     wins = total = 0.0
     for rights, group in zip(truth, scores, strict=True):
         scored = [(s.value, right) for s, right in zip(group, rights, strict=True) if s.value is not None]
@@ -105,7 +105,7 @@ def _warnings(report: dict[str, Any], n: int, min_auroc: float) -> list[str]:
     elif within < min_auroc:
         warnings.append(
             f"{name}: within groups, a right answer outranks a wrong one with probability {within:.2f} only "
-            f"(preflight.min_auroc is {min_auroc}); training on it will not raise accuracy: choose another reward or task"
+            f"(preflight.min_auroc is {min_auroc}); training on it will not help: choose another reward or task"
         )
     if report["truncated"] > 0.25:
         warnings.append(

@@ -80,6 +80,14 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, broken: str):
     assert policy.adapter_digest() == before
 
 
+def test_a_new_adapter_does_not_switch_dropout_on():
+    """PEFT adds adapters in training mode, whatever the mode of the model."""
+    policy = make_policy(dropout=0.5)
+    perturb(policy)
+    policy.freeze_reference()
+    assert policy.score_tokens(SEQUENCES, adapter=REFERENCE) == policy.score_tokens(SEQUENCES)
+
+
 def test_the_reference_is_the_policy_of_that_moment_and_stays(tmp_path: Path):
     policy = make_policy()
     with pytest.raises(ModelError, match="freeze_reference"):

@@ -1,6 +1,7 @@
 """A run killed at any moment and resumed ends exactly as the run that was left alone."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,21 @@ MOMENTS = {
 }
 
 
+OTHERS = {
+    "grpo": ["--set", "algorithm={kind: grpo, learning_rate: 1.0e-3, kl_coef: 0.05, minibatches: 2}"],
+    "dpo": ["--set", "algorithm={kind: dpo, learning_rate: 1.0e-3, pairs: all, minibatches: 2}"],
+}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     return _run(tmp_path_factory.mktemp("undisturbed"), None)
 
 
-def _run(folder: Path, moment: Moment | None) -> Path:
+def _run(folder: Path, moment: Moment | None, overrides: Sequence[str] = ()) -> Path:
+    folder.mkdir(exist_ok=True)
     log = folder / "log.txt"
-    status = run_cli(["run", str(CONFIG), "--set", f"output_dir={folder}"], log, moment)
+    status = run_cli(["run", str(CONFIG), "--set", f"output_dir={folder}", *overrides], log, moment)
     if moment is not None:
         assert status == -9, f"{moment} was never reached:\n{log.read_text()}"
         status = run_cli(["resume", str(folder / "resume")], log)
@@ -50,6 +58,14 @@ def _run(folder: Path, moment: Moment | None) -> Path:
 def test_killed_and_resumed_is_the_same_bit_for_bit(moment, undisturbed, tmp_path):
     resumed = _run(tmp_path, MOMENTS[moment])
     assert _result(resumed) == _result(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", OTHERS)
+def test_the_other_algorithms_resume_too(algorithm, tmp_path):
+    left_alone = _run(tmp_path / "alone", None, OTHERS[algorithm])
+    resumed = _run(tmp_path / "killed", Moment("torch.optim:AdamW.step", call=8), OTHERS[algorithm])
+    assert _result(resumed) == _result(left_alone)
 
 
 def _result(run: Path) -> dict:

@@ -1,7 +1,7 @@
 """The run directory: nothing half-written is ever taken for whole."""
 
 import json
-import os
+from pathlib import Path
 
 import pytest
 
@@ -87,7 +87,7 @@ def test_a_damaged_file_is_named(directory):
 
 
 def test_a_full_disk_is_one_message(directory):
-    if not os.path.exists("/dev/full"):
+    if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
     directory.metrics.symlink_to("/dev/full")
     with pytest.raises(RunDirError, match="No space left"):

@@ -1,0 +1,202 @@
+"""The command line as people meet it: what goes wrong ends in one clear message, status 2 and no traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.killing import run_cli
+
+ROWS = [{"prompt": f"{a} + {b} =", "reference": str(a + b)} for a in range(10) for b in range(10)]
+FILE_TASK = """
+name: run
+model: {{source: {model}}}
+engine: {{kind: transformers}}
+tasks:
+  - name: sums
+    source: {{kind: file, path: {data}}}
+    split: {{validation: 4, test: 4}}
+    max_tokens: 4
+sampling: {{n: 2}}
+loop: {{iterations: 1, prompts: 4}}
+evaluation: {{samples: 2, final_samples: 2}}
+preflight: {{canary: 4}}
+{more}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Writes a data file and a config for it; returns the config's path."""
+
+    def write(rows=ROWS, *, suffix="jsonl", model="lab", more="", text=None, edit=lambda config: config):
+        data = tmp_path / f"data.{suffix}"
+        content = "".join(json.dumps(row) + "\n" for row in rows) if text is None else text
+        if isinstance(content, bytes):
+            data.write_bytes(content)
+        else:
+            data.write_text(content)
+        config = tmp_path / "config.yaml"
+        config.write_text(
+            edit(FILE_TASK.format(model=model, data=data, more=f"output_dir: {tmp_path / 'runs'}\n{more}"))
+        )
+        return config
+
+    return write
+
+
+def fails(arguments, log: Path) -> str:
+    """Runs rlsf, expects a clean failure, and returns what it said."""
+    status = run_cli([str(argument) for argument in arguments], log)
+    said = log.read_text()
+    assert status == 2, f"status {status}:\n{said}"
+    assert "Traceback" not in said
+    assert said.count("error:") == 1, said
+    return " ".join(said.split())
+
+
+def replacing(old, new):
+    return lambda config: config.replace(old, new)
+
+
+CONFIGS = {
+    "unknown key": (replacing("loop:", "lop:"), "lop: unknown key; did you mean loop?"),
+    "nested unknown key": (replacing("prompts: 4}", "promts: 4}"), "loop.promts: unknown key; did you mean prompts?"),
+    "wrong type": (replacing("iterations: 1", "iterations: many"), "loop.iterations"),
+    "negative": (replacing("iterations: 1", "iterations: -1"), "loop.iterations"),
+    "wrong kind": (replacing("kind: transformers", "kind: transformer"), "transformers"),
+    "no tasks": (lambda config: "name: run\n", "tasks"),
+    "empty": (lambda config: "", "empty"),
+    "a list": (lambda config: "- name: run\n", "mapping"),
+    "broken YAML": (replacing("engine: {kind", "engine: {{kind"), "line"),
+    "key twice": (lambda config: config + "\nname: again\n", "name"),
+    "top_p": (replacing("sampling: {n: 2}", "sampling: {n: 2, top_p: 0.9}"), "top_p"),
+    "one sample for GRPO": (replacing("sampling: {n: 2}", "sampling: {n: 1}"), "sampling.n"),
+    "not a name": (replacing("name: run", "name: a/b"), "name"),
+    "no such reward": (lambda config: config + "\nreward: {kind: applause}\n", "majority"),
+    "no such file of functions": (
+        lambda config: config + "\nreward: {kind: function, path: nothing.py:f}\n",
+        "nothing.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS, ids=lambda name: name.replace(" ", "-"))
+def test_a_broken_config_is_refused(case, experiment, tmp_path):
+    edit, expected = CONFIGS[case]
+    said = fails(["run", experiment(edit=edit)], tmp_path / "log")
+    assert expected in said
+    assert not (tmp_path / "runs").exists()
+
+
+DATA = {
+    "empty file": ({"text": ""}, "data.jsonl"),
+    "broken line": ({"text": '{"prompt": "1"}\n{"prompt": \n'}, "2"),
+    "row is no object": ({"text": "[1, 2]\n" * 20}, "data.jsonl"),
+    "missing column": ({"rows": [{"question": "1 + 1"}] * 20}, "question"),
+    "null prompt": ({"rows": [*ROWS, {"prompt": None}]}, "101"),
+    "unknown role": ({"rows": [{"prompt": [{"role": "narrator", "content": "x"}]}] * 20}, "narrator"),
+    "reference is a list": ({"rows": [{**row, "reference": [1]} for row in ROWS]}, "reference"),
+    "too few rows": ({"rows": ROWS[:9]}, "split"),
+    "all the same": ({"rows": ROWS[:1] * 50}, "duplicate"),
+    "not UTF-8": ({"text": b'{"prompt": "\xff\xfe"}\n'}, "UTF-8"),
+    "corrupt Parquet": ({"text": "PAR1 not", "suffix": "parquet"}, "data.parquet"),
+    "unknown suffix": ({"text": "x", "suffix": "xlsx"}, "xlsx"),
+    "labels are missing": (
+        {"rows": [{"prompt": r["prompt"]} for r in ROWS], "more": "reward: {kind: verifier}"},
+        "reference",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DATA, ids=lambda name: name.replace(" ", "-"))
+def test_broken_data_is_refused_before_a_run_is_made(case, experiment, tmp_path):
+    arguments, expected = DATA[case]
+    said = fails(["run", experiment(**arguments)], tmp_path / "log")
+    assert expected in said
+    assert not (tmp_path / "runs" / "run" / "config.yaml").exists()
+
+
+FUNCTIONS = {
+    "raises": ("def f(completions, **kwargs):\n    raise KeyError('colour')\n", "KeyError"),
+    "wrong length": ("def f(completions, **kwargs):\n    return [1.0]\n", "1"),
+    "not a number": ("def f(completions, **kwargs):\n    return ['good'] * len(completions)\n", "good"),
+    "NaN": ("def f(completions, **kwargs):\n    return [float('nan')] * len(completions)\n", "nan"),
+}
+
+
+@pytest.mark.parametrize("case", FUNCTIONS, ids=lambda name: name.replace(" ", "-"))
+def test_a_reward_function_that_breaks_stops_the_run(case, experiment, tmp_path):
+    source, expected = FUNCTIONS[case]
+    (tmp_path / "broken.py").write_text(source)
+    config = experiment(more=f"reward: {{kind: function, path: {tmp_path}/broken.py:f}}")
+    said = fails(["run", config], tmp_path / "log")
+    assert expected in said
+    assert "broken.py" in said or "'f'" in said
+
+
+def test_a_model_that_is_not_there(experiment, tmp_path):
+    said = fails(["run", experiment(model="./no/such/model")], tmp_path / "log")
+    assert "no/such/model" in said
+
+
+def test_a_run_directory_that_cannot_be_made(experiment, tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    said = fails(["run", experiment()], tmp_path / "log")
+    assert "runs" in said
+
+
+def test_a_config_that_is_not_there(tmp_path):
+    assert "nothing.yaml" in fails(["run", tmp_path / "nothing.yaml"], tmp_path / "log")
+
+
+def test_resuming_what_is_no_run(tmp_path):
+    assert "config.yaml is missing" in fails(["resume", tmp_path], tmp_path / "log")
+
+
+def test_a_run_from_start_to_the_commands_that_look_at_it(experiment, tmp_path):
+    """`run`, `resume` of what is finished, `eval`, `replay stats` and `show`, and the refusal to overwrite."""
+    config, log, run = experiment(), tmp_path / "log", tmp_path / "runs" / "run"
+    assert run_cli(["run", str(config)], log) == 0, log.read_text()
+    written = {path.relative_to(run).parts[0] for path in run.rglob("*") if path.is_file()}
+    assert written >= {
+        "config.yaml", "versions.json", "metrics.jsonl", "timings.jsonl", "summary.json", "samples", "evaluations",
+        "replay", "checkpoints", "latest", "tensorboard",
+    }  # fmt: skip
+    sample = json.loads((run / "samples" / "iter_000001.jsonl").read_text().splitlines()[0])
+    for command in (
+        ["resume", run],
+        ["eval", run, "--adapter", "base", "--samples", "2", "--output", tmp_path / "eval.json"],
+        ["replay", "stats", run],
+        ["replay", "show", run, sample["group"][:-2]],
+    ):
+        assert run_cli([str(part) for part in command], log) == 0, log.read_text()
+    assert len(json.loads((tmp_path / "eval.json").read_text())[0]["outcomes"]) == 4
+    said = fails(["run", config], tmp_path / "second")
+    assert "rlsf resume" in said
+    assert "has no adapter '7'" in fails(["eval", run, "--adapter", "7"], tmp_path / "third")
+
+
+def test_checking_a_config_imports_no_torch_and_takes_under_two_seconds():
+    config = Path(__file__).parent.parent / "configs" / "smoke.yaml"
+    code = (
+        "import sys, time; start = time.process_time(); sys.argv = ['rlsf', 'config', 'check', sys.argv[1]]\n"
+        "from rlsf.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'trl', 'vllm', 'datasets'} & set(sys.modules)\n"
+        "print('cpu', time.process_time() - start)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(config)], capture_output=True, text=True, check=True)
+    assert float(result.stdout.rsplit("cpu ", 1)[1]) < 2.0, result.stdout
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
+)
+def test_every_shipped_config_is_valid(name, tmp_path):
+    log = tmp_path / "log"
+    assert run_cli(["config", "check", str(Path(__file__).parent.parent / "configs" / name)], log) == 0, log.read_text()
+    assert "valid" in log.read_text()
