@@ -137,10 +137,20 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within the block torch draws (dropout) from `seed`; outside, its generators are untouched."""
+    """Within the block torch draws (dropout) from `seed` and, on a CPU, sums in a fixed order; outside, all is as before.
+
+    Without the latter, backward passes through repeated indices add up in the order in which threads get there.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        yield
+        torch.use_deterministic_algorithms(not torch.cuda.is_available())
+        torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging, and slow
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0])
+            torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 def fail_with_batch(folder: Path, update: str, batch: Sequence[Experience | TokenPair]) -> Callable[[str], NoReturn]:
