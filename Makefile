@@ -8,7 +8,7 @@ HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 REQUIREMENTS := requirements/$(HARDWARE).txt
 INSTALLED := $(VENV)/.installed-$(HARDWARE)
 TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' $(REQUIREMENTS))
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --no-deps
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 

@@ -22,6 +22,8 @@ from rlsf.forward import TokenPair
 
 M = TypeVar("M")
 
+deterministic: Any = torch.utils.deterministic  # its setting is a property of the module: unseen by type checkers
+
 _STATE = "algorithm.pt"
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
@@ -137,20 +139,21 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within the block torch draws (dropout) from `seed` and, on a CPU, sums in a fixed order; outside, all is as before.
+    """Within the block torch draws (dropout) from `seed` and, on a CPU, sums in a fixed order.
 
     Without the latter, backward passes through repeated indices add up in the order in which threads get there.
     """
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled()
+    fill = deterministic.fill_uninitialized_memory
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(not torch.cuda.is_available())
-        torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging, and slow
+        deterministic.fill_uninitialized_memory = False  # a debugging aid that comes with it, and slow
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before[0])
-            torch.utils.deterministic.fill_uninitialized_memory = before[1]
+            torch.use_deterministic_algorithms(before)
+            deterministic.fill_uninitialized_memory = fill
 
 
 def fail_with_batch(folder: Path, update: str, batch: Sequence[Experience | TokenPair]) -> Callable[[str], NoReturn]:
