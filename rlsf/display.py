@@ -1,7 +1,6 @@
 """What a person sees while a run goes on: a live panel on a terminal, plain lines elsewhere."""
 
 import fnmatch
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,14 +43,13 @@ class Display:
         self._latest: dict[str, str] = {}
         self._phase = ""
         self._live: Live | None = None
-        self._iteration_started = time.monotonic()
-        self._iteration_seconds: list[float] = []
+        self._total = total
+        self._seconds: list[float] = []
 
     def __enter__(self) -> "Display":
         if self._live_on:
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
             self._live.__enter__()
-        self._iteration_started = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -76,14 +74,12 @@ class Display:
     def warn(self, text: str) -> None:
         self._console.print(f"[yellow]warning:[/] {text}", highlight=False)
 
-    def iteration(self, number: int, total: int, metrics: dict[str, float], tokens_per_second: float) -> None:
-        """An iteration has ended."""
-        now = time.monotonic()
-        self._iteration_seconds.append(now - self._iteration_started)
-        self._iteration_started = now
-        left = _duration((total - number) * _mean(self._iteration_seconds[-5:]))
+    def iteration(self, number: int, metrics: dict[str, float], tokens_per_second: float, seconds: float) -> None:
+        """An iteration has ended after `seconds`."""
+        self._seconds = [*self._seconds, seconds][-5:]
+        left = _duration((self._total - number) * _mean(self._seconds))
         self._progress.update(self._bar, completed=number, left=f"about {left} left")
-        row = {"iteration": f"{number}/{total}"}
+        row = {"iteration": f"{number}/{self._total}"}
         for title, pattern in SHOWN.items():
             values = [metrics[name] for name in fnmatch.filter(metrics, pattern)]
             if values:

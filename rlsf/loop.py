@@ -45,6 +45,7 @@ def prepare(run: Run) -> None:
     run.state.prepared = True
     with run.phase("checkpoint"):
         run.checkpoint()
+    run.finish_preparation()
 
 
 def iterate(run: Run) -> None:

@@ -242,13 +242,22 @@ class Run:
 
     def finish_iteration(self, iteration: int, metrics: dict[str, float], tokens: int) -> None:
         """Write what took how long, and show the iteration."""
-        seconds, self._iteration_seconds = self._iteration_seconds, {}
+        seconds = self._take_seconds()
         speed = tokens / seconds["generate"]
         timing = {f"seconds/{name}": round(value, 4) for name, value in seconds.items()}
         timing["tokens_per_second"] = round(speed, 2)
         self.directory.append_line(self.directory.timings, {"iteration": iteration, **timing})
         self.tracker.log(iteration, timing)
-        self.display.iteration(iteration, self.stream.iterations, metrics, speed)
+        self.display.iteration(iteration, metrics, speed, sum(seconds.values()))
+
+    def finish_preparation(self) -> None:
+        """Write what took how long before the first iteration."""
+        seconds = {f"seconds/{name}": round(value, 4) for name, value in self._take_seconds().items()}
+        self.directory.append_line(self.directory.timings, {"iteration": 0, **seconds})
+
+    def _take_seconds(self) -> dict[str, float]:
+        seconds, self._iteration_seconds = self._iteration_seconds, {}
+        return seconds
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
