@@ -164,6 +164,7 @@ def test_reasoning_gym_keeps_its_scorer_and_entry(dataset: str) -> None:
     score = reasoning_gym.get_score_answer_fn(dataset)
     for prompt in task.test:
         assert prompt.grading["dataset"] == dataset
+        assert prompt.grading["params"] == task.config.source.params
         json.dumps(prompt.grading["entry"])
         if prompt.reference is not None:
             assert score(prompt.reference, prompt.grading["entry"]) == pytest.approx(1.0)

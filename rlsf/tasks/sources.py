@@ -63,7 +63,7 @@ def _reasoning_gym(config: TaskConfig, source: ReasoningGymSource, seed: int) ->
             entry["question"],
             f"{name} problem {index}",
             reference=None if entry["answer"] is None else str(entry["answer"]),
-            grading={"dataset": name, "entry": _jsonable(entry)},
+            grading={"dataset": name, "params": source.params, "entry": _jsonable(entry)},
         )
         for index, entry in enumerate(entries, 1)
     ]
