@@ -1,7 +1,6 @@
 """The model that is trained: a frozen base with a LoRA adapter, and the adapters that are compared with it."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +15,15 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward.types import TokenStats
 from rlsf import forward
 from rlsf.config.schema import LoraConfig, ModelConfig
 from rlsf.errors import ModelError
+from rlsf.files import fsync
 from rlsf.forward import Statistic, TokenPair
+from rlsf.models import load_base_model, load_tokenizer
 from rollouts.types import Rollout
 
 POLICY = "default"
@@ -59,16 +60,8 @@ class Policy:
             ModelError: the folder cannot be read, the adapter does not fit the model, or the model's head does
                 something that the training pass does not know.
         """
-        device = _device(config.device)
-        try:
-            base = AutoModelForCausalLM.from_pretrained(model_path, dtype=_dtype(config.dtype, device))
-            tokenizer = AutoTokenizer.from_pretrained(model_path)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{model_path}: cannot load the model or its tokenizer: {error}") from error
-        if config.chat_template is not None:
-            tokenizer.chat_template = config.chat_template
-        _ensure_pad_token(tokenizer)
-        base = base.to(device).eval()
+        base = load_base_model(Path(model_path), config.dtype, config.device)
+        tokenizer = load_tokenizer(Path(model_path), config.chat_template)
         if not forward.check_head(base):
             raise ModelError(
                 f"{model_path}: {type(base).__name__} changes the logits after its head in a way that rlsf does not "
@@ -216,7 +209,7 @@ class Policy:
         config.target_modules = sorted(config.target_modules)  # a set's order differs from process to process
         config.save_pretrained(temporary)
         for path in (*temporary.iterdir(), temporary):
-            _fsync(path)
+            fsync(path)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -299,26 +292,6 @@ def _with_adapter(base: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftMod
             raise ModelError(f"model.lora.target_modules: {error}") from error
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ModelError("model.device is cuda, but torch finds no CUDA device; set model.device=cpu or auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, name)
-
-
-def _ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Padding is masked everywhere, so any token will do."""
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-
-
 def _adapter_of(parameter: str) -> str | None:
     """The adapter a parameter belongs to: PEFT names them ...lora_A.ADAPTER.weight. None for the base model's."""
     parts = parameter.split(".")
@@ -327,11 +300,3 @@ def _adapter_of(parameter: str) -> str | None:
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

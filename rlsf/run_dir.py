@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsf.errors import RunDirError
+from rlsf.files import fsync
 
 
 class RunDir:
@@ -138,9 +139,9 @@ class RunDir:
             temporary.mkdir(parents=True)
             write(temporary)
             for path in [*sorted(temporary.rglob("*")), temporary]:
-                _fsync(path)
+                fsync(path)
             temporary.rename(final)
-            _fsync(self.checkpoints)
+            fsync(self.checkpoints)
         self._point_latest_at(final)
         return final
 
@@ -193,14 +194,6 @@ def iteration_of(path: Path) -> int:
 
 def _is_kept(line: str, iteration: int) -> bool:
     return line.endswith("\n") and int(json.loads(line)["iteration"]) <= iteration
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager
