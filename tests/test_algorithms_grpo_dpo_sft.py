@@ -9,8 +9,8 @@ import pytest
 from reward.types import Score
 from rlsf.algorithms import WarmStart
 from rlsf.algorithms.dpo import Dpo, make_pairs
-from rlsf.algorithms.grpo import group_advantages
-from rlsf.config.schema import DpoConfig, WarmStartConfig
+from rlsf.algorithms.grpo import Grpo, group_advantages
+from rlsf.config.schema import DpoConfig, GrpoConfig, WarmStartConfig
 from rlsf.errors import DataError, TrainingError
 from tests.tiny_policy import EOS, make_groups, make_policy, perturb, share_of
 
@@ -22,6 +22,24 @@ def test_advantages_use_the_sample_deviation():
     (plain,) = group_advantages([np.array([1.5, 2, 2.5, 2])], "none")
     np.testing.assert_allclose(plain, [-0.5, 0, 0.5, 0])
     assert group_advantages([], "batch") == []
+
+
+def test_the_batch_deviation_counts_groups_without_signal(tmp_path: Path, monkeypatch):
+    """As TRL's does: [1, 0], [0, 0], [0, 0], [1, 1] deviate by 0.51755, whichever groups give a gradient."""
+    rewards = [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
+    policy = make_policy()
+    groups = [
+        replace(
+            group, experiences=tuple(replace(e, score=Score(v)) for e, v in zip(group.experiences, row, strict=True))
+        )
+        for group, row in zip(make_groups(policy, share_of(7), prompts=4, n=2), rewards, strict=True)
+    ]
+    algorithm = Grpo(GrpoConfig(scale_rewards="batch"), policy, total_steps=1, dump_dir=tmp_path)
+    seen = []
+    monkeypatch.setattr(algorithm._learner, "update", lambda samples, **_: seen.extend(samples) or {})
+    update = algorithm.update(groups, iteration=groups[0].iteration, seed=0)
+    assert update.metrics["train/skipped_groups"] == 3
+    assert [sample.advantages[0] for sample in seen[0]] == pytest.approx([0.5 / 0.51765, -0.5 / 0.51765], abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +68,14 @@ def test_ties_and_small_margins_make_none(group):
 
 def test_all_pairs_come_with_the_largest_margins_first(group):
     rewards = [0.9, None, 0.1, 0.5, 0.5, None]
-    assert pairs_of(group, rewards, pairs="all", max_pairs_per_group=9) == [(0, 2), (0, 3), (0, 4), (3, 2), (4, 2)]
+    assert pairs_of(group, rewards, pairs="all", max_pairs_per_group=9) == [(0, 2), (0, 3), (4, 2), (0, 4), (3, 2)]
     assert pairs_of(group, rewards, pairs="all", max_pairs_per_group=2) == [(0, 2), (0, 3)]
     assert pairs_of(group, rewards, pairs="all", min_margin=0.45) == [(0, 2)]
+
+
+def test_of_equal_margins_those_of_unused_rollouts_come_first(group):
+    found = pairs_of(group, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0], pairs="all", max_pairs_per_group=4)
+    assert found == [(0, 1), (2, 3), (4, 5), (0, 3)]
 
 
 def test_dpo_widens_the_margin_and_reports_it(tmp_path: Path):

@@ -44,6 +44,8 @@ def test_the_kl_coefficient_moves_towards_its_target_by_at_most_a_fifth():
     assert kl.coef == pytest.approx(0.1 * (1 + 0.2 * 0.5))
     kl.update(1.8, rollouts=50)  # error −0.1
     assert kl.coef == pytest.approx(0.11 * (1 - 0.1 * 0.5))
+    kl.update(0.0, rollouts=10_000)  # a batch far larger than the horizon moves it no further than −20%
+    assert kl.coef == pytest.approx(0.11 * (1 - 0.1 * 0.5) * 0.8)
     fixed = AdaptiveKl(0.1, target=None, horizon=100)
     fixed.update(20.0, rollouts=50)
     assert fixed.coef == 0.1

@@ -16,7 +16,7 @@ from rlsf.algorithms.samples import Sample, tensors, with_reference
 from rlsf.algorithms.trl_overrides import FusedModel, PolicyGradientLoss, PreferenceLoss, SupervisedLoss
 from tests.tiny_policy import make_groups, make_policy, perturb, share_of
 
-PLAIN = {"kind": "dapo", "clip_low": 0.2, "clip_high": 0.2, "cap": 2.0, "kl_coef": 0.0}
+PLAIN = {"kind": "dapo", "clip_low": 0.2, "clip_high": 0.2, "dual_clip": 2.0, "kl_coef": 0.0}
 
 
 def stock_trainer(policy, trainer_class=GRPOTrainer, **settings):
@@ -65,7 +65,7 @@ def test_policy_gradient_loss_and_gradient_are_those_of_the_stock_trainer(tmp_pa
     tokens = some_tokens(policy, advantages)
     stock_policy.model.load_state_dict(policy.model.state_dict(), strict=False)
     rows, count = tokens.batch.completion_ids.shape[0], int(tokens.batch.completion_mask.sum())
-    loss = PolicyGradientLoss(policy, kind=kind, clip_low=0.1, clip_high=0.3, cap=1.5, kl_coef=0.3)
+    loss = PolicyGradientLoss(policy, kind=kind, clip_low=0.1, clip_high=0.3, dual_clip=1.5, kl_coef=0.3)
     ours = loss(tokens, temperature=0.8, step_rows=rows, step_tokens=count, max_tokens=9)
     ours.backward()
 
@@ -147,23 +147,25 @@ def test_fused_model_returns_what_trl_s_patched_forward_returns():
 
 @pytest.mark.parametrize("kind", ["sigmoid", "ipo", "hinge", "robust"])
 def test_preference_loss_is_the_formula_on_the_given_reference(kind):
-    """_prepare_dataset (token ids stay), precompute_ref_logps (the columns are read), loss_type, beta."""
+    """_prepare_dataset (token ids stay), precompute_ref_logps (the columns are read), loss_type, beta, smoothing."""
     policy = make_policy()
     perturb(policy)
-    beta, temperature = 0.3, 0.7
+    beta, temperature, flipped = 0.3, 0.7, 0.1
     chosen = [((3, 4, 5), (6, 7, 1)), ((8, 9), (2, 1))]
     rejected = [((3, 4, 5), (2,)), ((8, 9), (30, 29, 28, 1))]
     references = [-5.0, -4.0], [-2.0, -9.0]
-    loss = PreferenceLoss(policy, kind=kind, beta=beta)(chosen, rejected, *references, temperature=temperature)
+    loss_of = PreferenceLoss(policy, kind=kind, beta=beta, label_smoothing=flipped)
+    loss = loss_of(chosen, rejected, *references, temperature=temperature)
 
     def total(sequences):
         return torch.tensor([sum(row) for row in policy.score_tokens(sequences, temperature=temperature)])
 
     gain = total(chosen) - torch.tensor(references[0]), total(rejected) - torch.tensor(references[1])
     margin = gain[0] - gain[1]
+    right, wrong = -torch.log(torch.sigmoid(beta * margin)), -torch.log(torch.sigmoid(-beta * margin))
     expected = {
-        "sigmoid": -torch.log(torch.sigmoid(beta * margin)),  # arXiv 2305.18290, eq. 7
-        "robust": -torch.log(torch.sigmoid(beta * margin)),  # the same without label noise
+        "sigmoid": right,  # arXiv 2305.18290, eq. 7
+        "robust": ((1 - flipped) * right - flipped * wrong) / (1 - 2 * flipped),  # arXiv 2403.00409, eq. 11
         "hinge": torch.clamp(1 - beta * margin, min=0),  # SLiC
         # arXiv 2310.12036, eq. 17, per token
         "ipo": (gain[0] / torch.tensor([3.0, 2.0]) - gain[1] / torch.tensor([1.0, 4.0]) - 1 / (2 * beta)) ** 2,

@@ -49,6 +49,19 @@ MALFORMED = {
         HEAD + "algorithm: {kind: grpo, gae_lambda: 0.9}\n",
         ["run.yaml:4: algorithm.gae_lambda: unknown key of kind grpo; it belongs to kind ppo"],
     ),
+    "a dual clip inside the clip": (
+        HEAD + "algorithm: {kind: grpo, clip_high: 0.4, dual_clip: 1.3}\n",
+        ["algorithm.dual_clip: 1.3 is below 1 + clip_high (1.4)"],
+    ),
+    "an adaptive KL from nothing": (
+        HEAD + "algorithm: {kind: ppo, kl_coef: 0, kl_target: 0.5}\n",
+        ["kl_target: an adaptive coefficient cannot start from kl_coef 0"],
+    ),
+    "robust without noise": (HEAD + "algorithm: {kind: dpo, loss: robust}\n", ["label_smoothing: with `robust`"]),
+    "smoothing that nothing uses": (
+        HEAD + "algorithm: {kind: dpo, loss: ipo, label_smoothing: 0.1}\n",
+        ["label_smoothing: the loss 'ipo' does not use it"],
+    ),
     "unknown kind": (
         HEAD + "algorithm: {kind: gpro}\n",
         ['run.yaml:4: algorithm.kind: found "gpro"; expected one of grpo, ppo, dpo; did you mean grpo?'],

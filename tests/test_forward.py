@@ -64,8 +64,18 @@ def test_statistics_equal_the_model_run_on_each_sequence_alone(policy, temperatu
             assert not got[name][row, length:].any(), f"{name} is not zero at padding"
 
 
-def test_shared_and_padded_pass_agree_in_values_and_gradients(policy, monkeypatch):
-    batch = forward.collate(SEQUENCES, policy.pad_id, "cpu")
+BEGINNING = tuple(range(3, 15))
+BATCHES = {
+    "nothing in common": SEQUENCES,
+    "a common beginning": [((*BEGINNING, *prompt), completion) for prompt, completion in SEQUENCES],
+    "one prompt is the beginning of another": [(BEGINNING, (5, 6)), ((*BEGINNING, 4, 5), (7,)), (BEGINNING, (8, 9))],
+    "each prompt once": [((*BEGINNING, *prompt), (5, 6)) for prompt in PROMPTS],
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_shared_and_padded_pass_agree_in_values_and_gradients(name, policy, monkeypatch):
+    batch = forward.collate(BATCHES[name], policy.pad_id, "cpu")
     weights = torch.randn(batch.completion_ids.shape, generator=torch.Generator().manual_seed(0))
 
     def run():
@@ -85,6 +95,23 @@ def test_shared_and_padded_pass_agree_in_values_and_gradients(policy, monkeypatc
     largest = max(gradient.abs().max() for gradient in padded_gradients)
     for ours, theirs in zip(shared_gradients, padded_gradients, strict=True):
         assert (ours - theirs).abs().max() <= 1e-5 * largest
+
+
+def test_a_common_beginning_runs_once(policy, monkeypatch):
+    batch = forward.collate(BATCHES["a common beginning"], policy.pad_id, "cpu")
+    backbone, widths = policy.causal_lm.base_model, []
+
+    def count(_module, _args, kwargs):
+        widths.append(tuple(kwargs["input_ids"].shape))
+
+    handle = backbone.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            forward.completion_hidden_states(policy.causal_lm, batch)
+    finally:
+        handle.remove()
+    longest = max(len(prompt) for prompt in PROMPTS)
+    assert widths == [(1, len(BEGINNING)), (len(PROMPTS), longest), (len(SEQUENCES), 4)]
 
 
 def test_gradient_of_chunked_head_equals_unchunked(policy, monkeypatch):

@@ -14,7 +14,7 @@ class TokenDiagnostics:
     With w = π/b the ratio of a token's probability under the current policy and under the one that sampled it:
     `ratio_mean` is E[w]; `ess` (Σw)² / (n·Σw²), the effective share of the tokens (Kong 1992); `kl_behaviour`
     E[w − 1 − log w], the k3 estimate of KL(b ‖ π) (http://joschu.net/blog/kl-approx.html); `policy/kl` the same of
-    r = ref/π, an estimate of KL(π ‖ ref).
+    r = ref/π, an estimate of KL(π ‖ ref), over fresh tokens alone: replayed ones were not drawn from π.
     """
 
     def __init__(self) -> None:
@@ -29,14 +29,14 @@ class TokenDiagnostics:
         entropy: Tensor,
         *,
         clip: tuple[float, float] | None = None,
-        cap: float | None = None,
+        dual_clip: float | None = None,
     ) -> None:
         """Count one micro-batch.
 
         Args:
             logprobs, entropy: (B, T), of the current policy.
             clip: ratios that the loss clips to [1 − low, 1 + high].
-            cap: ratio above which the loss takes no gradient whatever the advantage.
+            dual_clip: ratio above which the loss takes no gradient where the advantage is negative.
         """
         mask = tokens.batch.completion_mask.bool()
         log_ratio = logprobs.detach() - tokens.behaviour
@@ -53,8 +53,8 @@ class TokenDiagnostics:
             low = (log_ratio.exp() < 1 - clip[0]) & (tokens.advantages < 0)
             high = (log_ratio.exp() > 1 + clip[1]) & (tokens.advantages > 0)
             values["clip_fraction"] = (low | high).float()
-        if cap is not None:
-            values["cap_fraction"] = ((log_ratio.exp() > cap) & (tokens.advantages < 0)).float()
+        if dual_clip is not None:
+            values["dual_clip_fraction"] = ((log_ratio.exp() > dual_clip) & (tokens.advantages < 0)).float()
         for part, rows in (("fresh", tokens.fresh), ("replayed", ~tokens.fresh)):
             chosen = mask & rows[:, None]
             for name, value in values.items():
@@ -69,12 +69,12 @@ class TokenDiagnostics:
             if ratio is None or squared is None:
                 continue
             result |= {f"train/{part}/ratio_mean": ratio, f"train/{part}/ess": ratio**2 / squared}
-            for name in ("kl_behaviour", "clip_fraction", "cap_fraction"):
+            for name in ("kl_behaviour", "clip_fraction", "dual_clip_fraction"):
                 value = self._mean(name, part)
                 if value is not None:
                     result[f"train/{part}/{name}"] = value
         for name in ("policy/entropy", "policy/kl"):
-            value = self._mean(name, "fresh", "replayed")
+            value = self._mean(name, "fresh")
             if value is not None:
                 result[name] = value
         return result

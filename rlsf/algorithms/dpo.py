@@ -1,5 +1,6 @@
 """Direct preference optimisation (arXiv 2305.18290) on pairs of rollouts that answer the same prompt."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ class Dpo:
         self._dump_dir = dump_dir
         if config.gradient_checkpointing:
             policy.enable_gradient_checkpointing()
-        self._loss = PreferenceLoss(policy, kind=config.loss, beta=config.beta)
+        self._loss = PreferenceLoss(policy, kind=config.loss, beta=config.beta, label_smoothing=config.label_smoothing)
         self._optimizer = AdapterOptimizer.from_config(policy.parameters(), config, total_steps=total_steps)
 
     def update(self, groups: Sequence[Group], *, iteration: int, seed: int) -> UpdateResult:
@@ -124,18 +125,32 @@ class Dpo:
 
 
 def make_pairs(group: Group, config: DpoConfig, *, fresh: bool) -> list[Pair]:
-    """Pairs of experiences whose rewards differ by more than `config.min_margin`, the largest margins first."""
+    """At most `max_pairs_per_group` pairs of experiences whose rewards differ by more than `config.min_margin`.
+
+    The largest margins come first; of equal ones, those whose rollouts are in the fewest pairs so far: with right and
+    wrong as the only rewards, every right answer meets a wrong one before any of them meets a second.
+    """
     ordered = sorted(opinions(group), key=reward_of, reverse=True)  # stable: equal rewards keep the order of sampling
+    if config.pairs == "best_worst":
+        ordered = [ordered[0], ordered[-1]] if ordered else []
     candidates = [
-        (reward_of(chosen) - reward_of(rejected), Pair(chosen, rejected, fresh))
+        (chosen, rejected)
         for index, chosen in enumerate(ordered)
         for rejected in ordered[index + 1 :]
+        if reward_of(chosen) - reward_of(rejected) > config.min_margin
     ]
-    if config.pairs == "best_worst":
-        candidates = [c for c in candidates if c[1].chosen is ordered[0] and c[1].rejected is ordered[-1]]
-    kept = [(margin, pair) for margin, pair in candidates if margin > config.min_margin]
-    kept.sort(key=lambda candidate: candidate[0], reverse=True)
-    return [pair for _, pair in kept[: config.max_pairs_per_group]]
+    uses: Counter[str] = Counter()
+    pairs: list[Pair] = []
+
+    def rank(index: int) -> tuple[float, int]:
+        chosen, rejected = candidates[index]
+        return reward_of(rejected) - reward_of(chosen), uses[chosen.rollout.id] + uses[rejected.rollout.id]
+
+    while candidates and len(pairs) < config.max_pairs_per_group:
+        chosen, rejected = candidates.pop(min(range(len(candidates)), key=rank))
+        uses.update((chosen.rollout.id, rejected.rollout.id))
+        pairs.append(Pair(chosen, rejected, fresh))
+    return pairs
 
 
 class _Report:

@@ -36,7 +36,7 @@ def whiten(rows: list[np.ndarray]) -> list[np.ndarray]:
 class AdaptiveKl:
     """Moves the penalty's coefficient towards a KL target (arXiv 1909.08593, eq. 6-7; its code scales by the horizon):
 
-    coef ← coef · (1 + clip(KL/target − 1, −0.2, 0.2) · rollouts/horizon). Without a target it stays as it is.
+    coef ← coef · (1 + clip(KL/target − 1, −0.2, 0.2) · min(rollouts/horizon, 1)). Without a target it stays as it is.
     """
 
     def __init__(self, coef: float, target: float | None, horizon: int) -> None:
@@ -48,4 +48,4 @@ class AdaptiveKl:
         """`kl` in nats per completion, measured over `rollouts` of them."""
         if self._target is not None:
             error = min(max(kl / self._target - 1, -0.2), 0.2)
-            self.coef *= 1 + error * rollouts / self._horizon
+            self.coef *= 1 + error * min(rollouts / self._horizon, 1.0)  # never below 0, however large the batch

@@ -34,9 +34,8 @@ class Grpo:
         refuse_bad_rewards(self._dump_dir, f"iteration {iteration}", groups)
         if self.needs_reference:
             groups = with_reference(self._policy, groups)
-        kept = {group.id: opinions(group) for group in groups}
+        kept = {group.id: members for group in groups if (members := opinions(group))}
         fresh = {group.id: group.iteration == iteration for group in groups}
-        kept = {name: members for name, members in kept.items() if has_signal(members)}
         rewards = {name: np.array([reward_of(e) for e in members]) for name, members in kept.items()}
         scaled = group_advantages(list(rewards.values()), self._config.scale_rewards)
         samples = [
@@ -45,6 +44,7 @@ class Grpo:
                 for e, advantage in zip(kept[name], advantages, strict=True)
             ]
             for name, advantages in zip(kept, scaled, strict=True)
+            if has_signal(kept[name])
         ]
         with seeded(seed), self._policy.training():
             metrics = self._learner.update(samples, iteration=iteration, seed=seed)
@@ -78,6 +78,11 @@ def group_advantages(rewards: Sequence[np.ndarray], scale: str) -> list[np.ndarr
     if scale == "none":
         return centred
     if scale == "batch":
-        batch = float(np.concatenate(rewards).std(ddof=1)) if rewards else 0.0
+        batch = _deviation(np.concatenate(rewards)) if rewards else 0.0
         return [values / (batch + _STD_EPSILON) for values in centred]
-    return [c / (r.std(ddof=1) + _STD_EPSILON) for c, r in zip(centred, rewards, strict=True)]
+    return [c / (_deviation(r) + _STD_EPSILON) for c, r in zip(centred, rewards, strict=True)]
+
+
+def _deviation(values: np.ndarray) -> float:
+    """Of the sample; a single value has none."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0

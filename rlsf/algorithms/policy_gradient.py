@@ -37,7 +37,7 @@ class PolicyGradient:
             kind=loss,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
-            cap=config.importance_cap,
+            dual_clip=config.dual_clip,
             kl_coef=kl_coef,
         )
         self._optimizer = AdapterOptimizer.from_config(policy.parameters(), config, total_steps=total_steps)
@@ -80,7 +80,7 @@ class PolicyGradient:
                 self._loss.last["logprob"],
                 self._loss.last["entropy"],
                 clip=(self._config.clip_low, self._config.clip_high),
-                cap=self._config.importance_cap,
+                dual_clip=self._config.dual_clip,
             )
             return value
 

@@ -78,13 +78,13 @@ class PolicyGradientLoss:
     Args:
         kind: how token losses are averaged, TRL's `loss_type`.
         clip_low, clip_high: ratios are clipped to [1 − clip_low, 1 + clip_high].
-        cap: no ratio above it enters the loss (TRL's `delta`, two-sided clipping, arXiv 2505.07291 eq. 4): where the
-            advantage is negative the clip alone leaves the ratio unbounded.
+        dual_clip: no ratio above it enters the loss (TRL's `delta`, arXiv 2505.07291 eq. 4): where the advantage is
+            negative the clip alone leaves the ratio unbounded.
         kl_coef: weight of the k3 KL to the reference.
     """
 
     def __init__(
-        self, policy: Policy, *, kind: str, clip_low: float, clip_high: float, cap: float, kl_coef: float
+        self, policy: Policy, *, kind: str, clip_low: float, clip_high: float, dual_clip: float, kl_coef: float
     ) -> None:
         self._policy = policy
         self._kind = kind
@@ -96,7 +96,7 @@ class PolicyGradientLoss:
                 "loss_type": kind,
                 "epsilon": clip_low,
                 "epsilon_high": clip_high,
-                "delta": cap,
+                "delta": dual_clip,
                 "num_generations": 2,  # unused, but checked against the batch size, also unused
                 "per_device_train_batch_size": 2,
             },
@@ -186,7 +186,7 @@ class FusedModel:
 class PreferenceLoss:
     """DPO and its relatives, as DPOTrainer computes them."""
 
-    def __init__(self, policy: Policy, *, kind: str, beta: float) -> None:
+    def __init__(self, policy: Policy, *, kind: str, beta: float, label_smoothing: float = 0.0) -> None:
         self._policy = policy
         self._model = FusedModel(policy)
         row = {"prompt_ids": [[0]], "chosen_ids": [[0]], "rejected_ids": [[0]]}
@@ -194,7 +194,13 @@ class PreferenceLoss:
             _PreferenceTrainer,
             policy,
             DPOConfig,
-            {"loss_type": [kind], "beta": beta, "max_length": None, "disable_dropout": False},
+            {
+                "loss_type": [kind],
+                "beta": beta,
+                "label_smoothing": label_smoothing,
+                "max_length": None,
+                "disable_dropout": False,
+            },
             train_dataset=Dataset.from_dict(row),
         )
         # Set after DPOTrainer.__init__, which would run the reference over its data set; _compute_loss then reads the

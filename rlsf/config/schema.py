@@ -164,9 +164,10 @@ class OptimizerConfig(Section):
 
     learning_rate: float = Field(1e-4, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up; linear and cosine reach 0 at the last planned step."""
+    """After the warm-up; linear and cosine fall to 0 just after the last planned step. The plan counts every iteration;
+    one whose groups carry no signal takes no step."""
     warmup_steps: int = Field(0, ge=0)
-    """Optimizer steps over which the rate rises from 0."""
+    """Optimizer steps over which the rate rises; the first is taken at 0."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's, on adapter weights."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -196,8 +197,14 @@ class GrpoConfig(OptimizerConfig):
     clip_low: float = Field(0.2, gt=0)
     clip_high: float = Field(0.2, gt=0)
     """Ratios are clipped to [1 − clip_low, 1 + clip_high]."""
-    importance_cap: float = Field(2.0, gt=0)
-    """Truncated importance sampling: weights of stale or mismatched tokens are cut here."""
+    dual_clip: float = Field(2.0, gt=1)
+    """Largest ratio where the advantage is negative, at least 1 + clip_high: beyond it a stale or mismatched token
+    gives no gradient (dual-clip PPO, arXiv 1912.09729; TRL calls it `delta`)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "GrpoConfig":
+        _check_dual_clip(self.dual_clip, self.clip_high)
+        return self
 
 
 class PpoConfig(OptimizerConfig):
@@ -224,7 +231,15 @@ class PpoConfig(OptimizerConfig):
     """Nats per completion; adapts kl_coef towards it (arXiv 1909.08593, eq. 6-7). None keeps it fixed."""
     kl_horizon: int = Field(1000, ge=1)
     """Rollouts over which the adaptive coefficient moves."""
-    importance_cap: float = Field(2.0, gt=0)
+    dual_clip: float = Field(2.0, gt=1)
+    """As in GRPO: the largest ratio where the advantage is negative."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "PpoConfig":
+        _check_dual_clip(self.dual_clip, self.clip_high)
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("kl_target: an adaptive coefficient cannot start from kl_coef 0; raise kl_coef")
+        return self
 
 
 class DpoConfig(OptimizerConfig):
@@ -232,6 +247,8 @@ class DpoConfig(OptimizerConfig):
 
     kind: Literal["dpo"] = "dpo"
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """For `robust` only: the share of pairs in the wrong order, which that loss corrects for (arXiv 2403.00409)."""
     beta: float = Field(0.1, gt=0)
     """Strength of the pull to the reference (the model at the start of the loop)."""
     pairs: Literal["best_worst", "all"] = "best_worst"
@@ -239,7 +256,26 @@ class DpoConfig(OptimizerConfig):
     min_margin: float = Field(0.0, ge=0)
     """Pairs whose rewards differ by no more than this are left out."""
     max_pairs_per_group: int = Field(4, ge=1)
-    """With `all`: at most this many, those with the largest margins."""
+    """With `all`: at most this many, those with the largest margins; of equal margins those of unused rollouts."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DpoConfig":
+        if self.label_smoothing and self.loss != "robust":
+            raise ValueError(f"label_smoothing: the loss {self.loss!r} does not use it; only robust does")
+        if self.loss == "robust" and self.label_smoothing == 0:
+            raise ValueError(
+                "label_smoothing: with `robust` it is the share of pairs in the wrong order and must be above 0 (at 0 "
+                "the loss is `sigmoid`)"
+            )
+        return self
+
+
+def _check_dual_clip(dual_clip: float, clip_high: float) -> None:
+    if dual_clip < 1 + clip_high:
+        raise ValueError(
+            f"dual_clip: {dual_clip} is below 1 + clip_high ({1 + clip_high:g}), so it would cut the ratios of good "
+            "answers too; raise it"
+        )
 
 
 AlgorithmConfig = Annotated[GrpoConfig | PpoConfig | DpoConfig, Field(discriminator="kind")]

@@ -1,0 +1,96 @@
+"""What people see: the live panel, plain lines where there is no terminal, the final table, the doctor's report."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rlsf.display import Display
+from rlsf.doctor import print_report
+from rlsf.evaluation.report import print_summary
+
+METRICS = {
+    "reward/mean": 0.25,
+    "validation/a/pass@1": 0.2,
+    "validation/b/pass@1": 0.4,
+    "policy/kl": 0.0123,
+    "policy/entropy": 1.5,
+    "rollout/tokens": 3.4,
+    "rollout/truncated": 0.0,
+}
+
+
+def console(*, terminal, width=160):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
+
+
+def said(console):
+    return console.file.getvalue()
+
+
+def test_lines_where_there_is_no_terminal():
+    out = console(terminal=False)
+    with Display(out, "run", total=4) as display:
+        with display.phase("generate"):
+            display.iteration(1, METRICS, tokens_per_second=120.4, seconds=61)
+        display.iteration(2, {"reward/mean": 0.5}, tokens_per_second=120.4, seconds=59)
+    first, second = said(out).splitlines()
+    assert "iteration 1/4" in first
+    for part in ("reward 0.250", "held-out pass@1 0.300", "KL to reference 0.012", "entropy 1.500", "tokens/s 120"):
+        assert part in first
+    assert "3 min 3 s left" in first
+    assert "held-out" not in second  # not measured in this iteration
+    assert "2 min 0 s left" in second
+
+
+def test_the_panel_of_a_terminal_shows_phase_figures_and_time_left():
+    out = console(terminal=True)
+    with Display(out, "runs/quickstart", total=4) as display:
+        display.say("a line that stays")
+        display.iteration(1, METRICS, tokens_per_second=120.4, seconds=3700)
+        with display.phase("train"):
+            display._live.refresh()
+    text = said(out)
+    for part in ("runs/quickstart", "train", "1/4", "3 h 5 min left", "held-out pass@1", "0.300", "a line that stays"):
+        assert part in text
+
+
+def estimate(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 200}
+
+
+def summary(**changes):
+    stage = {
+        "policy_version": 1, "prompts": 200, "samples_per_prompt": 4, "pass@1": estimate(0.3), "greedy": estimate(0.4),
+        "majority@4": estimate(0.35), "pass@4": estimate(0.6), "truncated": 0.0,
+    }  # fmt: skip
+    task = {
+        "base": stage, "warm_start": None, "final": {**stage, "pass@1": estimate(0.5)},
+        "change": {"from": "base", "pass@1": estimate(0.2), "greedy": None},
+        "trivial": {"the most frequent answer": estimate(0.02)},
+    }  # fmt: skip
+    return {
+        "tasks": {"sums": task}, "iterations": 9, "seconds": {"train": 90.0}, "engine": "vLLM", "stop_reason": None,
+        "labels": {"warm_start_examples": 0, "reward_sees_labels": False}, **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_final_table(width):
+    out = console(terminal=False, width=width)
+    print_summary(summary(stop_reason="it stood still"), out)
+    text = " ".join(said(out).split())
+    for part in (
+        "200 held-out prompts", "0.500", "[0.400, 0.600]", "+0.200", "[+0.100, +0.300]", "always the most",
+        "9 iterations in 1.5 min on vLLM", "no label was used in the loop", "Stopped early: it stood still.",
+    ):  # fmt: skip
+        assert part in text, part
+    assert all(len(line) <= width for line in said(out).splitlines())
+
+
+def test_the_doctor_says_what_will_be_used_and_why():
+    out = console(terminal=False)
+    print_report(out)
+    text = said(out)
+    for part in ("torch", "trl", "accelerator:", "GiB available", "engine:", "sync:", "because"):
+        assert part in text
