@@ -86,6 +86,7 @@ class DeliveryConfig(Section):
 
     probe_tokens: int = Field(64, ge=8)
     """Tokens of the fixed probe on which engine and trainer are compared."""
-    tolerance: float = Field(5e-3, gt=0)
-    """Largest difference of a log-probability (nats) between engine and trainer. fp32 on a CPU stays below 1e-4;
-    bf16 needs about 5e-2."""
+    tolerance: float | None = Field(None, gt=0)
+    """Largest difference of a log-probability (nats) between engine and trainer on any probe token. None goes by the
+    engine's precision: 5e-3 in float32, which stays below 1e-4 on a CPU; in bfloat16 single tokens lie up to half a nat
+    apart with the right weights, so there the rms over the probe is held to 0.25 instead (0.03 in float16)."""

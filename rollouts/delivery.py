@@ -7,7 +7,8 @@ engine is questioned in four ways:
 2. **Fingerprint**, where the engine has one: the sha256 of the tensors that its worker loaded must equal the file's.
 3. **Agreement.** On a fixed probe of T tokens, every log-probability e of the engine must be within `tolerance` of the
    trainer's t. And rms(e − t) may be at most ten times the noise floor, or 1e-4 nats where that is more. The noise
-   floor is the rms of e − t at the first check (version 0): the same weights in two programs.
+   floor is the rms of e − t at the first check (version 0): the same weights in two programs. (In half precision:
+   see `Limits`.)
 4. **Movement.** A step of a small learning rate moves the probe by less than these limits, so agreement alone cannot
    tell new weights from old ones. Let d = t − t' be how far the trainer's probe moved since an earlier version,
    and x = e − e' how far the engine's did. Engine and trainer differ in kernels and precision, but by nearly the same
@@ -18,7 +19,8 @@ engine is questioned in four ways:
    α is 1 when the weights arrived, 0 when the engine is stale, 2 when the adapter was merged twice. α outside (½, 3/2)
    is an error; that asks whether x is closer to d than to 0 or 2d in squared distance. The verdict counts only where
    the movement can be measured: rms(d) at least twice the noise floor, and s at most ⅛, so that ½ lies four standard
-   errors from 0 and from 1.
+   errors from 0 and from 1. (Four times the noise floor in half precision, where each step rounds every weight and
+   activation anew: d then holds a noise floor of its own, which draws α towards 0.)
 
    Movement is measured against the last version, and also against the last one whose movement was proven: many steps,
    each too small to be seen, add up to one that is not.
@@ -35,13 +37,46 @@ from rollouts.adapter import read_adapter
 from rollouts.config import DeliveryConfig
 from rollouts.types import Engine, EngineError, Rollout
 
+# Spacing of the numbers next to 1 (2 to the minus mantissa bits).
+_HALF_EPSILON = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
+
 Probe = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 """(prompt ids, completion ids) of a few rollouts."""
 
-# log-probabilities in float32 carry at least this much rounding (nats).
-_FLOAT_NOISE = 1e-6
-# Agreement: rms(e − t) stays below this many times the noise floor, or below this many nats.
-_NOISE_GROWTH, _AGREEMENT = 10, 1e-4
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far apart engine and trainer may be, in nats.
+
+    In half precision, two programs with the same weights differ by much more than a small update moves them, and by
+    other amounts at every update. Both must round their logits, and those from 16 to 32 come in steps of 16 epsilon
+    (0.125 in bfloat16). Measured in bfloat16 (transformers engine, CPU, probes of 64 tokens, LoRA weights from none to
+    large): rms 0.01 to 0.04 on the lab model and 0.05 to 0.09 on SmolLM2-135M, single tokens up to 0.18 and 0.49; never
+    above 1.5 times the first check's noise floor. Hence no limit for a single token, an rms of 32 epsilon for the first
+    check, which another model exceeds many times over, and 3 noise floors later on. What moves the probe by less is
+    left to version and fingerprint.
+    """
+
+    worst: float | None
+    """Largest |e − t| of one token; None is no limit."""
+    rms: float
+    """Largest rms(e − t); at the first check there is no other measure."""
+    least_noise: float
+    """The noise floor is at least this: a probe of near-certain tokens shows less noise than later versions."""
+    growth: float
+    """Largest rms(e − t) after the first check, in noise floors ..."""
+    agreement: float
+    """... or this, where it is more."""
+    visible: float
+    """Noise floors that the trainer's probe must move before the engine's movement is judged."""
+
+
+def limits_for(dtype: str, tolerance: float | None) -> Limits:
+    """Of an engine that computes in `dtype`; a given `tolerance` limits the worst token instead of the default."""
+    epsilon = _HALF_EPSILON.get(dtype)
+    if epsilon is None:
+        return Limits(5e-3 if tolerance is None else tolerance, np.inf, 1e-6, 10, 1e-4, 2)
+    return Limits(tolerance, 32 * epsilon if tolerance is None else np.inf, 2 * epsilon, 3, 0.0, 4)
 
 
 def take_probe(rollouts: Sequence[Rollout], tokens: int) -> Probe:
@@ -140,9 +175,10 @@ class DeliveryCheck:
             self._flatten(trainer_logprobs, "the trainer"),
             self._flatten(engine.score_tokens(self._probe), "the engine"),
         )
-        difference = self._check_agreement(anchor)
-        movements = self._check_movement(anchor)
-        return self._accept(anchor, difference, movements)
+        limits = limits_for(getattr(engine, "dtype", "float32"), self._config.tolerance)
+        difference = self._check_agreement(anchor, limits)
+        movements = self._check_movement(anchor, limits)
+        return self._accept(anchor, difference, movements, limits)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep, JSON-serialisable."""
@@ -194,19 +230,26 @@ class DeliveryCheck:
             )
         return flat
 
-    def _check_agreement(self, now: Anchor) -> float:
+    def _check_agreement(self, now: Anchor, limits: Limits) -> float:
         differences = np.abs(np.subtract(now.engine, now.trainer))
         worst = int(differences.argmax())
-        if differences[worst] > self._config.tolerance:
+        if limits.worst is not None and differences[worst] > limits.worst:
             raise EngineError(
                 f"engine and trainer disagree at version {now.version}: log-probability {now.engine[worst]:.5f} "
                 f"against {now.trainer[worst]:.5f} on probe token {worst}, {differences[worst]:.2g} nats apart where "
-                f"delivery.tolerance is {self._config.tolerance:g}. The engine serves stale or altered weights, or the "
-                "two compute with different precision: check model.dtype (bfloat16 needs a tolerance of about 5e-2) "
-                "and that LoRA dropout is 0, then restart the engine"
+                f"delivery.tolerance is {limits.worst:g}. The engine serves stale or altered weights, or the two "
+                "compute with different precision: check that model.dtype is what both load and that LoRA dropout is "
+                "0, then restart the engine"
             )
         rms = _rms(differences)
-        if self._noise is not None and rms > max(_NOISE_GROWTH * self._noise, _AGREEMENT):
+        if rms > limits.rms:
+            raise EngineError(
+                f"engine and trainer disagree at version {now.version}: their log-probabilities on the probe differ by "
+                f"{rms:.2g} nats (rms), more than {limits.rms:.2g}, the most that half precision explains. The engine "
+                "serves stale or altered weights: restart it; if this model is less exact than that, set "
+                "delivery.tolerance (nats, on the worst token) or model.dtype: float32"
+            )
+        if self._noise is not None and rms > max(limits.growth * self._noise, limits.agreement):
             raise EngineError(
                 f"engine and trainer disagree at version {now.version}: their log-probabilities on the probe differ by "
                 f"{rms:.2g} nats (rms), {rms / self._noise:.0f} times as much as at first. The engine serves stale or "
@@ -214,11 +257,11 @@ class DeliveryCheck:
             )
         return float(differences[worst])
 
-    def _check_movement(self, now: Anchor) -> tuple[Movement, ...]:
+    def _check_movement(self, now: Anchor, limits: Limits) -> tuple[Movement, ...]:
         anchors = {anchor.version: anchor for anchor in (self._last, self._proven) if anchor is not None}
         movements = tuple(measure(anchor, now) for anchor in anchors.values())
         for movement in movements:
-            if self._visible(movement) and not 0.5 < movement.ratio < 1.5:
+            if self._visible(movement, limits) and not 0.5 < movement.ratio < 1.5:
                 stale = movement.ratio <= 0.5
                 raise EngineError(
                     f"the engine did not take over adapter version {now.version}: since version {movement.since} the "
@@ -229,16 +272,20 @@ class DeliveryCheck:
                 )
         return movements
 
-    def _visible(self, movement: Movement) -> bool:
+    def _visible(self, movement: Movement, limits: Limits) -> bool:
         """Whether the movement stands clear of the noise: see the module's text."""
-        return self._noise is not None and movement.trainer_rms >= 2 * self._noise and movement.error <= 1 / 8
+        if self._noise is None:
+            return False
+        return movement.trainer_rms >= limits.visible * self._noise and movement.error <= 1 / 8
 
-    def _accept(self, now: Anchor, difference: float, movements: tuple[Movement, ...]) -> DeliveryReport:
+    def _accept(
+        self, now: Anchor, difference: float, movements: tuple[Movement, ...], limits: Limits
+    ) -> DeliveryReport:
         verdict: Literal["baseline", "moved", "too small to see"] = "too small to see"
         if self._last is None:
             verdict = "baseline"
-            self._noise = max(_rms(np.subtract(now.engine, now.trainer)), _FLOAT_NOISE)
-        elif any(self._visible(movement) for movement in movements):
+            self._noise = max(_rms(np.subtract(now.engine, now.trainer)), limits.least_noise)
+        elif any(self._visible(movement, limits) for movement in movements):
             verdict = "moved"
         if verdict != "too small to see":
             self._proven = now

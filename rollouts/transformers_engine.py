@@ -44,6 +44,7 @@ class TransformersEngine:
     ) -> None:
         self._config = config
         self._device = torch.device(device)
+        self._dtype = str(dtype).removeprefix("torch.")
         with _own_randomness(self._device):
             loaded = _load(model, dtype)
         self._model: Any = loaded.to(self._device, dtype).eval().requires_grad_(False)
@@ -81,9 +82,13 @@ class TransformersEngine:
         return self._max_model_len
 
     @property
+    def dtype(self) -> str:
+        """Of weights and activations: "float32", "bfloat16" or "float16"."""
+        return self._dtype
+
+    @property
     def description(self) -> str:
-        dtype = str(self._model.dtype).removeprefix("torch.")
-        return f"transformers, sync {self.sync_mode}, {self._device}, {dtype}"
+        return f"transformers, sync {self.sync_mode}, {self._device}, {self.dtype}"
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams, *, seed: int) -> list[list[Rollout]]:
         """See `rollouts.Engine`. The caller's random state is left as it was.
@@ -178,7 +183,7 @@ class TransformersEngine:
                 self._model = PeftModel.from_pretrained(self._model, str(adapter_dir), adapter_name=name)
             else:
                 last = self._model.active_adapter
-                name = f"{name}.again" if name == last else name
+                name = f"{name}_again" if name == last else name  # PEFT takes no dots
                 self._model.load_adapter(str(adapter_dir), adapter_name=name)
                 self._model.set_adapter(name)
                 self._model.delete_adapter(last)

@@ -126,10 +126,14 @@ class VllmEngine:
         return self._max_model_len
 
     @property
+    def dtype(self) -> str:
+        """Of weights and activations: "float32", "bfloat16" or "float16"."""
+        return str(self._dtype).removeprefix("torch.")
+
+    @property
     def description(self) -> str:
         device = "cpu" if on_cpu() else torch.cuda.get_device_name()
-        dtype = str(self._dtype).removeprefix("torch.")
-        return f"vllm {self._vllm.__version__}, sync {self._mode}, {device}, {dtype}"
+        return f"vllm {self._vllm.__version__}, sync {self._mode}, {device}, {self.dtype}"
 
     def _served(self) -> Served:
         with self._lifeline("asking for its version"):
