@@ -74,6 +74,41 @@ MALFORMED = {
         rows({"prompt": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}),
         ["the last message is the assistant's"],
     ),
+    "a message without words": (
+        "d.jsonl",
+        rows({"prompt": [{"role": "user", "content": " \n"}]}),
+        ["d.jsonl:1: column 'prompt', message 1: the user's message is empty"],
+    ),
+    "a chat without a user": (
+        "d.jsonl",
+        rows({"prompt": [{"role": "system", "content": "Be brief."}]}),
+        ["d.jsonl:1: the chat in column 'prompt' has no message of the user"],
+    ),
+    "half a character": (
+        "d.jsonl",
+        GOOD + '{"prompt": "\\ud83d x"}\n',
+        ["d.jsonl:21: the column 'prompt' holds half a character"],
+    ),
+    "half a character deep inside": (
+        "d.json",
+        '[{"prompt": "x", "more": [{"a": "\\udc00"}]}]',
+        ["d.json row 1: the column 'more' holds half a character"],
+    ),
+    "a number of 5000 digits": (
+        "d.jsonl",
+        GOOD + f'{{"prompt": "x", "reference": {"1" * 5000}}}\n',
+        ["d.jsonl:21: the JSON holds a whole number of more than 4300 digits; put it into quotes"],
+    ),
+    "an infinite reference": (
+        "d.jsonl",
+        GOOD + '{"prompt": "x", "reference": -Infinity}\n',
+        ["d.jsonl:21: the reference in column 'reference' is -inf; expected a finite number"],
+    ),
+    "a reference that is no number": (
+        "d.jsonl",
+        GOOD + '{"prompt": "x", "reference": NaN}\n',
+        ["d.jsonl:21: the reference in column 'reference' is nan", "null where there is no answer"],
+    ),
     "a list as reference": (
         "d.jsonl",
         rows({"prompt": "x", "reference": [1]}),

@@ -11,6 +11,7 @@ from rlsf.config.schema import TaskConfig
 from rlsf.errors import DataError
 from rlsf.tasks.rows import Row, make_row
 from rlsf.tasks.splits import Split, drop_held_out_elsewhere, split_rows
+from rollouts.types import Message
 
 
 def config(validation: int = 3, test: int = 4, **settings: Any) -> TaskConfig:
@@ -125,6 +126,44 @@ def test_contradictory_references_are_dropped_altogether() -> None:
     assert not any("apital" in text for text in kept)
     assert "Same?" in kept and "same?" not in kept
     assert (split.report.contradictions, split.report.duplicates, split.report.rows) == (2, 1, 24)
+
+
+def chat(*messages: tuple[str, str], reference: str = "1", group: str | None = None) -> Row:
+    content = [Message(role=role, content=text) for role, text in messages]
+    return make_row(config(), content, "here", reference=reference, group=group)
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [chat(("user", " caf\u00e9  + 1")), row("cafe\u0301 + 1"), chat(("user", "CAFE\u0301 + 1"))],
+    ids=["chat", "composition", "both"],
+)
+def test_copies_of_a_prompt_in_another_form_are_duplicates(copy: Row) -> None:
+    rows = [row("caf\u00e9 + 1"), copy, *(row(f"question {i}") for i in range(20))]
+    assert split_rows(config(), rows, 0).report.duplicates == 1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_one_question_under_several_system_messages_stays_in_one_split(grouped: bool) -> None:
+    rows = [
+        chat(
+            ("system", system), ("user", f"question {i}"), reference=system, group=f"g{i}{system}" if grouped else None
+        )
+        for i in range(20)
+        for system in ("In French.", "In German.")
+    ]
+    rows += [row(f"Question {i}", group=f"g{i}" if grouped else None) for i in range(20)]
+    split = split_rows(config(6, 9), rows, 0)
+    train, validation, test = parts(split).values()
+    assert (len(train), len(validation), len(test)) == (2 * 15, 2 * 2, 2 * 3)  # "Question" and "question" in each
+    assert not {folded(text) for text in train} & {folded(text) for text in validation | test}
+    assert (split.report.duplicates, split.report.contradictions) == (0, 0)
+
+
+def test_a_longer_chat_is_another_prompt() -> None:
+    turns = [("user", "hello"), ("assistant", "hi"), ("user", "question 1")]
+    rows = [chat(*turns), chat(*turns), *(row(f"question {i}") for i in range(20))]
+    assert split_rows(config(), rows, 0).report.duplicates == 1
 
 
 def test_of_duplicates_a_labelled_one_stays() -> None:

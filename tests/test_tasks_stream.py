@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,17 @@ def test_wording_of_prompts(tmp_path: Path) -> None:
 
 def test_references_of_every_type(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
-    values = [1, -2.5, "x", "", None, float("nan"), 10**20]
+    values = [1, -2.5, "x", "", None, 10**20]
     records = [{"prompt": f"v{i}", "reference": value} for i, value in enumerate(values)]
     write(records + [{"prompt": f"p{i}", "reference": i} for i in range(20)], path)
     found = prompts_of(build_task(from_file(path), 0))
-    assert [found[f"v{i}"].reference for i in range(7)] == ["1", "-2.5", "x", None, None, None, "100000000000000000000"]
+    assert [found[f"v{i}"].reference for i in range(6)] == ["1", "-2.5", "x", None, None, "100000000000000000000"]
+
+
+def test_decimals_of_parquet_as_references(tmp_path: Path) -> None:
+    path = tmp_path / "d.parquet"
+    write([{"prompt": f"p{i}", "reference": Decimal(f"{i}.50")} for i in range(20)], path)
+    assert prompts_of(build_task(from_file(path), 0))["p7"].reference == "7.50"
 
 
 def test_metadata_is_plain_json(tmp_path: Path) -> None:

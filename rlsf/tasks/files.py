@@ -4,6 +4,7 @@ import csv
 import difflib
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,11 @@ def _parse_json(text: str, path: Path, line: int) -> Any:
         raise DataError(f"{place}: not valid JSON: {error.msg} (column {error.colno})") from None
     except RecursionError:
         raise DataError(f"{path}:{line}: the JSON is nested too deeply") from None
+    except ValueError:  # Python's limit on the digits of a whole number
+        limit = sys.get_int_max_str_digits()
+        raise DataError(
+            f"{path}:{line}: the JSON holds a whole number of more than {limit} digits; put it into quotes"
+        ) from None
 
 
 def _record(where: str, row: Any, expected: str) -> Record:

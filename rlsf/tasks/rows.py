@@ -5,8 +5,10 @@ import difflib
 import hashlib
 import json
 import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from rlsf.config.schema import DatasetsSource, FileSource, TaskConfig
@@ -22,8 +24,10 @@ class Row:
 
     prompt: Prompt
     key: str
-    """The row's own words, before system message and template, in lower case and with single spaces. Rows of one key
-    are duplicates."""
+    """The row's question, folded: what the user says, whether it came as text or as a chat, without system message and
+    template. Rows of one key go to the same split."""
+    words: str
+    """The question and its system message, folded. Rows of the same words are duplicates."""
     group: str
     """Rows that share it go to the same split."""
     where: str
@@ -46,8 +50,8 @@ def make_row(
 ) -> Row:
     """Word a question as the task says."""
     content = _word(config, question, where)
-    words = question if isinstance(question, str) else "\n".join(f"{m['role']}: {m['content']}" for m in question)
-    key = " ".join(words.split()).casefold()
+    key = folded(question if isinstance(question, str) else _conversation(question))
+    system = [] if isinstance(content, str) else [folded(m["content"]) for m in content if m["role"] == "system"]
     prompt = Prompt(
         id=f"{config.name}-{_digest(content)}",
         task=config.name,
@@ -56,13 +60,32 @@ def make_row(
         grading=grading or {},
         metadata=metadata or {},
     )
-    return Row(prompt, key, key if group is None else group, where)
+    return Row(prompt, key, json.dumps([*system, key]), key if group is None else group, where)
+
+
+def folded(text: str) -> str:
+    """One spelling for texts that a reader takes for the same: lower case, single spaces, composed characters (NFC)."""
+    return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", text).split()).casefold())
+
+
+def _conversation(messages: list[Message]) -> str:
+    """What is said beside the system message; a lone message is its text."""
+    said = [message for message in messages if message["role"] != "system"]
+    if len(said) == 1:
+        return said[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in said)
 
 
 def row_from_columns(
     config: TaskConfig, source: FileSource | DatasetsSource, columns: Mapping[str, Any], where: str
 ) -> Row:
     """Raises DataError, naming the row and the column, if the row cannot be made into a prompt."""
+    for name, value in columns.items():
+        if not _is_unicode((name, value)):
+            raise DataError(
+                f"{where}: the column {name!r} holds half a character (a lone surrogate such as \\ud83d), which is no "
+                "valid text; export the data again, or remove it"
+            )
     question = _question(_cell(columns, source.prompt_column, "prompt_column", where), source.prompt_column, where)
     used = {source.prompt_column}
     reference = None
@@ -91,7 +114,10 @@ def _question(value: Any, column: str, where: str) -> str | list[Message]:
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        return [_message(item, f"{where}: column {column!r}, message {i}") for i, item in enumerate(value, 1)]
+        messages = [_message(item, f"{where}: column {column!r}, message {i}") for i, item in enumerate(value, 1)]
+        if not any(message["role"] == "user" for message in messages):
+            raise DataError(f"{where}: the chat in column {column!r} has no message of the user; there is no question")
+        return messages
     raise DataError(
         f"{where}: the column {column!r} holds a {type(value).__name__}; expected text or a list of chat messages"
     )
@@ -104,6 +130,8 @@ def _message(item: Any, where: str) -> Message:
         raise DataError(f"{where}: unknown role {item['role']!r}; expected one of {', '.join(ROLES)}")
     if not isinstance(item["content"], str):
         raise DataError(f"{where}: content must be text, found a {type(item['content']).__name__}")
+    if item["role"] == "user" and not item["content"].strip():
+        raise DataError(f"{where}: the user's message is empty; every one needs words")
     message = Message(role=item["role"], content=item["content"])
     if item.get("name") is not None:
         message["name"] = str(item["name"])
@@ -111,12 +139,17 @@ def _message(item: Any, where: str) -> Message:
 
 
 def _reference(value: Any, column: str, where: str) -> str | None:
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value == "":
         return None
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise DataError(
+                f"{where}: the reference in column {column!r} is {value}; expected a finite number, or null where "
+                "there is no answer"
+            )
+        return format(value, "f") if isinstance(value, Decimal) else str(value)
     raise DataError(
         f"{where}: the reference in column {column!r} is a {type(value).__name__}; expected text or a number, as the "
         "model should answer"
@@ -138,6 +171,15 @@ def _word(config: TaskConfig, question: str | list[Message], where: str) -> str 
     if config.system is not None and messages[0]["role"] != "system":
         messages.insert(0, Message(role="system", content=config.system))
     return tuple(messages)
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all text in it can be written as UTF-8."""
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, Mapping):
+        return all(map(_is_unicode, value.items()))
+    return not isinstance(value, list | tuple) or all(map(_is_unicode, value))
 
 
 def _digest(content: str | tuple[Message, ...]) -> str:

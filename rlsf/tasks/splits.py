@@ -1,15 +1,17 @@
 """Train, validation and test without leakage.
 
-**Duplicates.** Rows whose prompts are equal up to case and white space count once; the first with a reference stays.
+**Duplicates.** Rows whose prompts are equal up to case, white space and the composition of characters count once,
+whether they come as text or as a chat; the first with a reference stays.
 Where such rows of a file carry different references, one of the labels is wrong and nobody knows which: all of them are
 dropped. (Procedural problems may have several right answers, which their scorer knows: there the first stays.)
 
-**Assignment.** Blocks (a row, or all rows of one group) are put in the order of a hash of the seed and the block's own
-words, and fill test, then validation, then train. So the order of the file does not matter, nor does the wording of the
-task (`system`, `template`). Sizes are exact, but for groups, which may not fit and leave a split smaller than asked.
-Exact sizes have a price when rows are added: one that hashes low enters test and moves test's last row to validation
-and validation's last row to train; all others stay. With N rows, each added one moves a row from the held-out data into
-train with probability (validation + test) / N. So fix the file before you compare runs.
+**Assignment.** Blocks (a row, or all rows of one group, or of one question under several system messages) are put in
+the order of a hash of the seed and the block's own words, and fill test, then validation, then train. So the order of
+the file does not matter, nor does the wording of the task (`system`, `template`). Sizes are exact, but for groups,
+which may not fit and leave a split smaller than asked. Exact sizes have a price when rows are added: one that hashes
+low enters test and moves test's last row to validation and validation's last row to train; all others stay. With N
+rows, each added one moves a row from the held-out data into train with probability (validation + test) / N. So fix the
+file before you compare runs.
 
 **Labels.** If only some rows have a reference, those without one are for training alone.
 """
@@ -21,7 +23,7 @@ from dataclasses import dataclass, replace
 
 from rlsf.config.schema import TaskConfig
 from rlsf.errors import DataError
-from rlsf.tasks.rows import Row
+from rlsf.tasks.rows import Row, folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def drop_duplicates(rows: Sequence[Row]) -> tuple[list[Row], DataReport]:
     """One row per prompt, in the order of the source, and the counts of what was dropped."""
     equal: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        equal[row.key].append(row)
+        equal[row.words].append(row)
     kept: list[Row] = []
     duplicates = contradictions = 0
     for copies in equal.values():
@@ -108,22 +110,31 @@ def drop_held_out_elsewhere(splits: Sequence[Split]) -> list[Split]:
 
 def _contradict(copies: Iterable[Row]) -> bool:
     references = {
-        " ".join(row.prompt.reference.split()).casefold()
-        for row in copies
-        if row.prompt.reference is not None and not row.prompt.grading
+        folded(row.prompt.reference) for row in copies if row.prompt.reference is not None and not row.prompt.grading
     }
     return len(references) > 1
 
 
 def _blocks(rows: Iterable[Row], seed: int) -> list[list[Row]]:
-    """Rows by group, in the order of the hash. It leaves out the task's name, so that tasks over the same data hold
-    out the same rows."""
-    blocks: dict[str, list[Row]] = defaultdict(list)
+    """Rows that share a group or a key, directly or through others, in the order of the hash. It leaves out the task's
+    name, so that tasks over the same data hold out the same rows."""
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(name: tuple[str, str]) -> tuple[str, str]:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    rows = list(rows)
     for row in rows:
-        blocks[row.group].append(row)
+        first, second = sorted((root(("group", row.group)), root(("key", row.key))))
+        parent[second] = first
+    blocks: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        blocks[root(("group", row.group))].append(row)
     for block in blocks.values():
-        block.sort(key=lambda row: _rank(seed, row.key))
-    return [blocks[group] for group in sorted(blocks, key=lambda group: _rank(seed, group))]
+        block.sort(key=lambda row: (_rank(seed, row.key), row.words))
+    return sorted(blocks.values(), key=lambda block: _rank(seed, min(row.group for row in block)))
 
 
 def _rank(seed: int, words: str) -> bytes:
