@@ -31,10 +31,14 @@ def answer_in_rollout(rollout: Rollout, config: AnswerConfig) -> str | None:
     if rollout.truncated:
         return None
     text = rollout.text
-    if config.kind in ("number", "text", "choice"):  # the others find their answer between marks of their own
-        stop = next((stop for stop in rollout.sampling.stop if text.endswith(stop)), "")
-        text = text.removesuffix(stop)
-    return find_answer(text, config)
+    stop = next((stop for stop in rollout.sampling.stop if text.endswith(stop)), "")
+    if config.kind in ("boxed", "tag"):  # these find their answer between marks of their own
+        return find_answer(text, config)
+    if config.kind == "regex" and stop:  # the pattern may count on the stop string, or on the end before it
+        found = find_answer(text, config)
+        if found is not None:
+            return found.removesuffix(stop).strip() or None
+    return find_answer(text.removesuffix(stop), config)
 
 
 def find_answer(text: str, config: AnswerConfig) -> str | None:
@@ -52,7 +56,7 @@ def canonical_answer(answer: str, config: AnswerConfig) -> str:
     where x and X are different variables.
     """
     if config.kind == "choice":
-        return answer.strip(" ().:").upper()
+        return (_choice(answer) or answer.strip(" ().:")).upper()
     if config.kind == "number":
         number = find_number(answer)
         return fold(answer) if number is None else canonical_number(number)
@@ -80,7 +84,7 @@ def _find(text: str, config: AnswerConfig) -> str | None:
             return _last_boxed(text)
         case "tag":
             tag = re.escape(config.tag)
-            return _last(rf"<{tag}>((?:(?!<{tag}>).)*?)</{tag}>", text)
+            return _last(rf"(?s)<{tag}>((?:(?!<{tag}>).)*?)</{tag}>", text)
         case "regex":
             return _last(config.pattern or "", text)
         case "choice":
@@ -88,7 +92,7 @@ def _find(text: str, config: AnswerConfig) -> str | None:
 
 
 def _last(pattern: str, text: str) -> str | None:
-    matches = [match[1] for match in re.finditer(pattern, text, re.DOTALL)]
+    matches = [match[1] for match in re.finditer(pattern, text)]
     return matches[-1] if matches else None
 
 

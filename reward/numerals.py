@@ -7,8 +7,9 @@ The rule of `find_number`, for a completion that was not cut off. White space is
 * end with a number that a cue comes right before: `=`, `≈`, `:`, an arrow, `####`, or one of a few words such
   as "is", "equals", "gives", "answer", "total of".
 
-One unit ("12 apples", "12 cm", "12%") and one final period may follow. Everything else has no answer: "5 and
-7", "the divisors of 18", "5 because 7", "12?", "12 million", a sum left undone. A looser rule, such as "the
+One unit and one final period may follow: a sign or a common unit ("12%", "12 cm", "12 people"), an English plural
+("12 apples"), or, after 1, any noun ("1 apple"). Everything else has no answer: "5 and 7", "the divisors of 18", "5
+because 7", "12?", "12 wrong", "3 : 4", "12 million", a sum left undone. A looser rule, such as "the
 last number", pays for what was never said: completions drift to sentences that happen to end on an operand,
 and that operand is right often enough to be learned.
 
@@ -34,16 +35,31 @@ _NOT_UNITS = (
     "in|on|at|by|from|to|of|for|per|out|into|than|versus|vs|about|more|less|fewer|plus|minus|times|over|mod|modulo|"
     "divided|multiplied|added|subtracted|squared|cubed|factorial|raised|is|are|was|were|be|isn|equals?|gives?|makes?|"
     "has|have|hundreds?|thousands?|millions?|billions?|trillions?|dozens?|tens?|half|halves|thirds?|quarters?|fourths?|"
-    "fifths?|tenths?|hundredths?|pi|tau|sqrt|and/or"
+    "fifths?|tenths?|hundredths?|pi|tau|sqrt|and/or|"
+    "true|false|wrong|right|correct|incorrect|mistaken?|mistakes|errors?|invalid|valid|impossible|undefined|unknown|"
+    "yes|nope|maybe|perhaps|possibly|probably|likely|unlikely|roughly|approximately|approx|around|almost|nearly|"
+    "exactly|actually|really|instead|only|just|too|also|again|wait|sorry|oops|hmm|guess|sometimes|always|never|none|"
+    "nothing|unless|regardless|besides|nevertheless|this|its|does|do|did|means|seems|looks|says|fails|holds|follows|"
+    "remains|leaves|left|here|there"
+)
+# Units that are no English plural.
+_UNITS = re.compile(
+    "percent|pct|people|men|women|children|feet|foot|inch|teeth|geese|mice|fish|sheep|deer|cattle|dollar|cent|"
+    "euro|pound|yen|yuan|rupee|usd|eur|gbp|jpy|cny|inr|chf|meter|metre|kilometer|kilometre|centimeter|centimetre|"
+    "millimeter|millimetre|mile|yard|gram|kilogram|milligram|ton|tonne|ounce|liter|litre|milliliter|millilitre|"
+    "gallon|hour|minute|second|day|week|month|year|degree|deg|celsius|fahrenheit|kelvin|radian|rad|joule|watt|"
+    "volt|ampere|ohm|newton|pascal|hertz|mole|mol|byte|bit|unit|cm|mm|km|nm|kg|mg|ml|lb|oz|ft|yd|hr|min|sec|ms|"
+    "mph|kph|kmh|hz|khz|mhz|ghz|kw|mw|kwh|kj|cal|kcal|ev|kb|mb|gb|tb|rpm|bpm|fps|db"
 )
 _UNIT = (
     r"(?:\s?(?:%|°[CF]?)"
     r"|(?:mm|cm|km|kg|mg|ml|lbs?|oz|ft|mph|hrs?|mins?|secs?)(?:\^?[23]|[²³])?"
-    rf"|\s(?:(?:square|cubic)\s)?(?!(?:{_NOT_UNITS})\b)(?:[^\W\d_]{{2,}}(?:/[^\W\d_]+)?|(?-i:[mgshL]))(?:\^?[23]|[²³])?)?"
+    rf"|\s(?:(?:square|cubic)\s)?(?!(?:{_NOT_UNITS})\b)(?:(?P<word>[^\W\d_]{{2,}})(?:/[^\W\d_]+)?|(?-i:[mgshL]))"
+    r"(?:\^?[23]|[²³])?)?"
 )
 _END = rf"{_UNIT}(?:\s?{_CURRENCY})\s?\.?\Z"
 
-_CUE_SYMBOL = r"(?:(?<![!<>~≠])=|≈|→|⇒|=>|->|####|(?<![0-9]):)\s*"
+_CUE_SYMBOL = r"(?:(?<![!<>~≠])=|≈|→|⇒|=>|->|####|(?<![0-9])(?<![0-9]\s):)\s*"
 _CUE_WORD = (
     r"\b(?:is|are|was|were|be|equals?|equal to|gives?|gets?|makes?|yields?|becomes?|answer|result|total of"
     r"|(?:it|that)['’]s)\s+"
@@ -53,14 +69,19 @@ _CUE_WORD = (
 _BARE = re.compile(rf"\A{_NUMBER}{_END}", re.IGNORECASE)
 _STATED = re.compile(rf"(?:\A|{_CUE_SYMBOL}|{_CUE_WORD}){_NUMBER}{_END}", re.IGNORECASE)
 
-_FRAC = re.compile(rf"([{_MINUS}]?)\s*\\[dt]?frac\{{([0-9]+)\}}\{{([0-9]+)\}}")
+_FRAC = re.compile(  # \frac{1}{2}, \frac12 and all between
+    rf"([{_MINUS}]?)\s*\\[cdt]?frac\s*(?:\{{([0-9]+)\}}|([0-9]))\s*(?:\{{([0-9]+)\}}|([0-9])(?![0-9]))"
+)
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _MARKUP = re.compile(r'[*`"“”]|\\[()\[\]]')
 
 
-def find_number(text: str) -> str | None:
-    """The number that `text` states as its answer, sign and digits as written; None where it states none."""
-    return _search(_STATED, text)
+def find_number(text: str, *, any_unit: bool = False) -> str | None:
+    """The number that `text` states as its answer, sign and digits as written; None where it states none.
+
+    With `any_unit`, whatever word follows is taken for its unit: for references, which contradict nothing.
+    """
+    return _search(_STATED, text, any_unit)
 
 
 def bare_number(text: str) -> str | None:
@@ -92,18 +113,24 @@ def number_value(canonical: str) -> Fraction:
     return Fraction(canonical)
 
 
-def _search(pattern: re.Pattern[str], text: str) -> str | None:
+def _search(pattern: re.Pattern[str], text: str, any_unit: bool = False) -> str | None:
     match = pattern.search(_plain(text))
     if match is None or len(match["body"]) > _LONGEST:
         return None
     body = match["body"]
+    if not any_unit and match["word"] is not None and not _is_unit(match["word"].casefold(), body):
+        return None
     if "/" in body and not body.split("/")[1].strip("0"):
         return None
     return ("-" if match["sign"] and match["sign"] in _MINUS else "") + body
 
 
+def _is_unit(word: str, number: str) -> bool:
+    return word.endswith("s") or _UNITS.fullmatch(word) is not None or number == "1"
+
+
 def _plain(text: str) -> str:
-    text = _FRAC.sub(r" \1\2/\3 ", text)
+    text = _FRAC.sub(r" \1\2\3/\4\5 ", text)
     text = _BOXED.sub(r" \1 ", text).replace(r"\$", "$").replace(r"\%", "%")
     # A space, not nothing: 3*4 must not become 34.
     return " ".join(_MARKUP.sub(" ", text).split())

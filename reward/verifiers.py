@@ -127,15 +127,17 @@ class MathVerifier(AnswerVerifier):
     """math-verify's equality of expressions (LaTeX or plain).
 
     math-verify evaluates what it reads, so that it takes "7 + 5" for 12. Where the reference is a plain
-    number, the answer must therefore be one as well (a fraction in lowest terms counts); expressions are
-    compared with expressions.
+    number, the answer must therefore be one as well (a fraction in lowest terms counts), alone or as the last part
+    of an equation that names no other candidates; expressions are compared with expressions.
     """
 
     def _grade(self, answer: str, prompt: Prompt) -> Grade:
         reference = _reference(prompt, "math")
         evidence: dict[str, Any] = {"answer": answer, "reference": reference}
-        if _number(reference) is not None and not _is_finished_number(answer):
-            return Grade(0.0, False, evidence | {"note": "not a finished number"})
+        if _number(_unwrapped(reference)) is not None:
+            before, _, answer = answer.rpartition("=")
+            if _SEVERAL.search(_THOUSANDS.sub("", before)) or not _is_finished_number(answer):
+                return Grade(0.0, False, evidence | {"note": "not a finished number"})
         verdict = shared_process().compare(reference, answer)
         if verdict.equal is None:
             raise RewardError(f"prompt {prompt.id!r}: math-verify cannot read the reference {reference!r}")
@@ -212,20 +214,29 @@ def _reference(prompt: Prompt, verifier: str) -> str:
     return prompt.reference
 
 
-def _number(text: str) -> str | None:
-    number = find_number(text)
+def _number(reference: str) -> str | None:
+    number = find_number(reference, any_unit=True)
     return None if number is None else canonical_number(number)
 
 
 _WRAPPING = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}|\^\{?\\circ\}?|\\[,!; ]")
+_THOUSANDS = re.compile(r"(?<=[0-9])(?:,|\{,\})(?=[0-9]{3})")
+# Signs that a text offers several values.
+_SEVERAL = re.compile(r"[,;±]|\\[{}]|\\[pm]{2}\b|\\(?:lor|vee|cup|mid)\b|\b(?:or|and)\b")
 _SCIENTIFIC = re.compile(r"\$?[-−+]?[0-9]+(?:\.[0-9]+)?\s*(?:\\times|\\cdot|×)\s*10\^(?:\{[-−+]?[0-9]+\}|[0-9])\$?\.?")
 
 
+def _unwrapped(text: str) -> str:
+    """The text without LaTeX's dress around numbers: units in \\text{}, degrees, thin spaces."""
+    return _WRAPPING.sub(r"\1", text).replace("{,}", ",").strip()
+
+
 def _is_finished_number(answer: str) -> bool:
-    text = _WRAPPING.sub(r"\1", answer).replace("{,}", ",").strip()
-    number = _number(text)
-    if number is None:
+    text = _unwrapped(answer)
+    written = find_number(text)
+    if written is None:
         return _SCIENTIFIC.fullmatch(text) is not None
+    number = canonical_number(written)
     if "/" not in number:
         return True
     over, under = (int(part) for part in number.split("/"))

@@ -1,6 +1,7 @@
 """Where an answer stands, and which answers are the same vote."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -56,6 +57,10 @@ STATED = {
     "12 cm^2": "12",
     "90°": "90",
     "12 km/h": "12",
+    "12 people": "12",
+    "1 apple": "1",
+    "12 percent.": "12",
+    "= 40 miles/hour": "40",
     # stated at the end
     "The answer is 12.": "12",
     "The answer is 12": "12",
@@ -85,6 +90,8 @@ STATED = {
     "7 + 5 gives 12\n#### 12": "12",
     "gcd(12, 18) -> 6": "6",
     'The answer is "12".': "12",
+    r"$\frac12$": "1/2",
+    r"-\frac 1{12}": "-1/12",
 }
 
 NOT_STATED = [
@@ -128,6 +135,14 @@ NOT_STATED = [
     "x >= 12",
     "x ≠ 12",
     "12 million",
+    "12 wrong",
+    "5 = 12 False",
+    "12 (wrong)",
+    "12 maybe",
+    "The answer is 12 sorry",
+    "Ratio 3 : 4",
+    "3 : 4",
+    r"\frac123",
     "12 thousand",
     "5 M",
     "2 pi",
@@ -274,6 +289,29 @@ def test_tag(text: str, answer: str | None) -> None:
 )
 def test_choice(text: str, answer: str | None) -> None:
     assert make_extractor(AnswerConfig(kind="choice"))(rollout(text)) == answer
+
+
+@pytest.mark.parametrize(
+    ("reference", "letter"),
+    [("B) Paris", "B"), ("(b)", "B"), ("B.", "B"), ("Answer: C", "C"), ("b: Paris", "B: PARIS")],
+)
+def test_choice_reference_may_be_written_out(reference: str, letter: str) -> None:
+    assert canonical_answer(reference, AnswerConfig(kind="choice")) == letter
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "answer"),
+    [
+        ("Answer: (.*)", "Answer: 12###", "12"),
+        (r"Answer: (\d+)\Z", "Answer: 12###", "12"),
+        ("<<(.*?)###", "<<11### <<12###", "12"),
+        ("Answer: (.*)", "Answer: 12\nBecause ...", "12"),
+        ("(?s)Answer: (.*)", "Answer: a\nb", "a b"),
+    ],
+)
+def test_regex_knows_lines_and_the_stop_string(pattern: str, text: str, answer: str) -> None:
+    stopped = replace(rollout(text), sampling=SamplingParams(stop=("###",)))
+    assert make_extractor(AnswerConfig(kind="regex", pattern=pattern))(stopped) == answer
 
 
 def test_regex_takes_group_1_of_the_last_match() -> None:

@@ -1,7 +1,9 @@
 """Functions with TRL's signature, TRL's own among them."""
 
 import asyncio
+import json
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,6 +97,11 @@ def test_what_a_function_logs_is_kept_as_evidence() -> None:
         ([math.inf, 1.0], r"'p-0'.*inf"),
         ([1.0, "good"], r"'good' for rollout 'p-1'"),
         ([1.0, [1.0]], r"\[1.0\] for rollout 'p-1'"),
+        ([1.0, 10**400], "too large for a float for rollout 'p-1'"),
+        (np.zeros((2, 2)), r"returned ndarray of shape \(2, 2\) for rollouts 'p-0', 'p-1'; a list was expected"),
+        (np.float64(1.0), r"returned float64 of shape \(\)"),
+        ([np.zeros(2), np.zeros(2)], r"array\(\[0., 0.\]\) for rollout 'p-0': neither a number"),
+        ({1.0, 2.0}, "returned set for .*; a list was expected, .* in their order"),
         (None, "NoneType"),
         (1.0, "float"),
         ("12", "str"),
@@ -116,6 +123,37 @@ def test_an_exception_names_function_and_rollouts_and_keeps_its_cause() -> None:
     with pytest.raises(RewardError, match=r"'broken' raised KeyError\('boom'\).*'p-0', 'p-1'") as caught:
         score_with(broken, "12", "13")
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_function_that_ends_the_program_is_an_error(tmp_path: Path) -> None:
+    def leaving(**_: Any) -> list[float]:
+        sys.exit(0)
+
+    async def leaving_later(**_: Any) -> list[float]:
+        sys.exit(0)
+
+    for function in (leaving, leaving_later):
+        with pytest.raises(RewardError, match=r"'leaving\w*' raised SystemExit\(0\) while scoring"):
+            score_with(function, "12")
+    (tmp_path / "leave.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(RewardError, match=r"cannot be imported: SystemExit\(0\)"):
+        load_function(f"{tmp_path / 'leave.py'}:f")
+
+
+def test_a_file_may_define_dataclasses_under_postponed_annotations(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+        "@dataclass\nclass Found:\n    length: int\n\n"
+        "def short(completions, **_):\n    return [-Found(len(c)).length for c in completions]\n"
+    )
+    reward = make_reward(FunctionConfig(path=f"{tmp_path / 'json.py'}:short"))
+    assert values(reward.score([group("12")], context(prompt()))) == [[-2.0]]
+    assert sys.modules["json"] is json
+
+
+def test_the_example_reads_digits_that_int_does_not() -> None:
+    function = load_function(f"{Path(__file__).parent.parent / 'examples' / 'my_reward.py'}:short_and_even")
+    assert [score.value for score in score_with(function, "12", "²")] == pytest.approx([0.98, -0.01])
 
 
 def test_trls_own_functions_drop_in() -> None:

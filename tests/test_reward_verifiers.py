@@ -78,6 +78,8 @@ def test_exact(answer: str, reference: str, config: AnswerConfig, correct: bool)
         ("twelve", "12", False),
         ("1,234.50", "$1,234.5", True),
         ("12", "7 + 5 = 12\n#### 12", True),  # GSM8K's column as it stands
+        ("12", "12 Stunden", True),  # any word is a unit in a reference
+        ("12 wrong", "12", False),
     ],
 )
 def test_numeric(answer: str, reference: str, correct: bool) -> None:
@@ -123,6 +125,21 @@ def test_numeric_refuses_a_reference_that_is_no_number() -> None:
         ("3 \\cdot 4", "12", False),
         (r"\sqrt{144}", "12", False),
         ("12 maybe 13", "12", False),
+        (r"\frac{24}{48}", r"\frac12", False),
+        (r"\frac{24}{48}", r"\frac 12", False),
+        (r"\frac{1}{2}", r"\frac12", True),
+        ("7 + 5", r"12\text{ cm}", False),
+        ("12", r"12\text{ cm}", True),
+        ("100+80", r"180^\circ", False),
+        ("180", r"180^\circ", True),
+        ("1000+234", "1{,}234", False),
+        ("1234", "1{,}234", True),
+        # several candidates before the equals sign
+        (r"\{11,12\} = 12", "12", False),
+        ("11 or 12 = 12", "12", False),
+        ("12 = 13", "12", False),
+        ("1{,}000 + 234 = 1{,}234", "1234", True),
+        (r"\theta = 30^\circ", r"30^\circ", True),
     ],
 )
 def test_math(answer: str, reference: str, correct: bool) -> None:

@@ -2,12 +2,14 @@
 None]`."""
 
 import asyncio
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import json
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from pathlib import Path
@@ -84,16 +86,19 @@ class FunctionReward(BaseReward):
                 with ThreadPoolExecutor(1) as pool:
                     result = pool.submit(asyncio.run, result).result()
             return result
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # SystemExit would end the run as if it had finished
             raise RewardError(
                 f"reward function {self.name!r} raised {error!r} while scoring {_ids(rollouts)}"
             ) from error
 
     def _checked(self, values: Any, rollouts: Sequence[Rollout]) -> list[float | None]:
-        if isinstance(values, str | bytes | dict) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
+        shape = getattr(values, "shape", None)  # of arrays and tensors
+        is_row = hasattr(values, "__len__") and hasattr(values, "__iter__") if shape is None else len(shape) == 1
+        if not is_row or isinstance(values, str | bytes | Mapping | Set):
+            kind = type(values).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
             raise RewardError(
-                f"reward function {self.name!r} returned {type(values).__name__} for {_ids(rollouts)}; a list was "
-                "expected, with one number or None per completion"
+                f"reward function {self.name!r} returned {kind} for {_ids(rollouts)}; a list was expected, with one "
+                "number or None per completion, in their order"
             )
         if len(values) != len(rollouts):
             raise RewardError(
@@ -105,13 +110,21 @@ class FunctionReward(BaseReward):
     def _number(self, value: Any, rollout: Rollout) -> float | None:
         if value is None:
             return None
-        number = value.item() if hasattr(value, "item") else value  # NumPy scalars and tensors of one element
+        try:
+            number = value.item() if hasattr(value, "item") else value  # NumPy scalars and tensors of one element
+        except (ValueError, RuntimeError):  # more than one element
+            number = value
         if not isinstance(number, Real):
             raise RewardError(
                 f"reward function {self.name!r} returned {value!r} for rollout {rollout.id!r}: neither a number "
                 "nor None"
             )
-        return float(number)
+        try:
+            return float(number)
+        except OverflowError:
+            raise RewardError(
+                f"reward function {self.name!r} returned a number too large for a float for rollout {rollout.id!r}"
+            ) from None
 
 
 def load_function(path: str) -> RewardFunction:
@@ -124,7 +137,7 @@ def load_function(path: str) -> RewardFunction:
     module_name, _, name = path.rpartition(":")
     try:
         module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(f"reward function {path!r}: {module_name} cannot be imported: {error!r}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -140,10 +153,17 @@ def load_function(path: str) -> RewardFunction:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path} in {Path.cwd()}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name that no other module has: dataclasses, pickle and typing look their module up by it.
+    name = f"_reward_file_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 

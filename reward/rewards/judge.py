@@ -85,15 +85,18 @@ def _same(rollout: Rollout) -> tuple[str, str]:
 
 
 def parse_grade(text: str, low: float, high: float, *, truncated: bool = False) -> float | None:
-    """The grade in a judge's reply: its first number, once echoes of the scale ("1 to 5", "/5", "out of 5")
-    are put aside.
+    """The grade in a judge's reply: its first number, once echoes of the scale ("1 to 5", "from 1 (wrong) to 5
+    (right)", "between 1 and 5", "/5", "out of 5") are put aside.
 
     None where that number lies outside [low, high], where there is none, or where it is the last thing before
     the reply was cut off, so that digits may be missing.
     """
     text = text.replace("−", "-")
     bottom, top = (rf"{re.escape(f'{bound:g}')}(?:\.0)?(?![0-9.]*[0-9])" for bound in (low, high))
-    text = re.sub(rf"(?<![\w.]){bottom}\s*(?:to|-|–|through)\s*{top}", " ", text)
+    meaning = r"\s*(?:\([^()]*\)|(?:,|=|being\b|meaning\b)[^0-9.;:()]{1,40}?,?)?\s*"
+    text = re.sub(rf"(?i)(?<![\w.]){bottom}{meaning}(?:(?:up )?to|-|–|through)\s*{top}", " ", text)
+    text = re.sub(rf"(?i)\bbetween\s+{bottom}{meaning}and\s+{top}", " ", text)
+    text = re.sub(rf"(?i)\b(?:from|between)\s+{bottom}[^0-9]*\Z", " ", text)  # the reply ends within the echo
     text = re.sub(rf"\s*(?:/|\bout of\b)\s*{top}", " ", text)
     match = _NUMBER.search(text)
     if match is None or (truncated and match.end() == len(text)):
