@@ -206,7 +206,8 @@ class Policy:
         save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
         config = copy(self.model.peft_config[adapter])
         config.inference_mode = True
-        config.target_modules = sorted(config.target_modules)  # a set's order differs from process to process
+        if not isinstance(config.target_modules, str):  # a pattern
+            config.target_modules = sorted(config.target_modules)  # a set's order differs from process to process
         config.save_pretrained(temporary)
         for path in (*temporary.iterdir(), temporary):
             fsync(path)
@@ -229,13 +230,10 @@ class Policy:
         if adapter not in self.model.peft_config:
             self.add_adapter(adapter, seed=0)
         config = self.model.peft_config[adapter]
-        if (saved.r, saved.lora_alpha) != (config.r, config.lora_alpha) or _shapes(tensors) != _shapes(
-            self.adapter_state(adapter)
-        ):
+        if _scale(saved) != _scale(config) or _shapes(tensors) != _shapes(self.adapter_state(adapter)):
             raise ModelError(
-                f"{folder}: the adapter (r={saved.r}, alpha={saved.lora_alpha:g}) does not fit this model and its "
-                f"settings (r={config.r}, alpha={config.lora_alpha:g}): load it with the model and model.lora it was "
-                "trained with"
+                f"{folder}: the adapter ({_scale(saved)}) does not fit this model and its settings ({_scale(config)}): "
+                "load it with the model and model.lora it was trained with"
             )
         set_peft_model_state_dict(self.model, tensors, adapter_name=adapter)
 
@@ -280,6 +278,7 @@ def _with_adapter(base: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftMod
     config = PeftLoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
+        use_rslora=lora.use_rslora,
         lora_dropout=lora.dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",
@@ -296,6 +295,10 @@ def _adapter_of(parameter: str) -> str | None:
     """The adapter a parameter belongs to: PEFT names them ...lora_A.ADAPTER.weight. None for the base model's."""
     parts = parameter.split(".")
     return next((name for kind, name in pairwise(parts) if kind.startswith("lora_")), None)
+
+
+def _scale(config: PeftLoraConfig) -> str:
+    return f"r={config.r}, alpha={config.lora_alpha:g}" + (", use_rslora" if config.use_rslora else "")
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -28,7 +28,7 @@ class SamplingConfig(Section):
     """Longest completion, in tokens. A completion cut off here has no answer."""
     n: int = Field(8, ge=1)
     """Completions per prompt: the group that votes and is compared."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end a completion."""
 
     def params(self) -> SamplingParams:

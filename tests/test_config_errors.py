@@ -109,6 +109,31 @@ MALFORMED = {
         ['run.yaml:4: reward.path: found "f"; expected `module:function` or `path/to/file.py:function`'],
     ),
     "several at once": (HEAD + "seed: -1\nsampling: {n: x}\n", ["run.yaml:4: seed", "run.yaml:5: sampling.n"]),
+    "a beta of 1.5": (
+        HEAD + "algorithm: {betas: [1.5, -3]}\n",
+        ["algorithm.betas.0: found 1.5; expected a number below 1"],
+    ),
+    "a negative beta": (HEAD + "algorithm: {betas: [0.9, -3]}\n", ["algorithm.betas.1: found -3; expected at least 0"]),
+    "a broken pattern of modules": (
+        HEAD + "model: {lora: {target_modules: '('}}\n",
+        ["run.yaml:4: model.lora.target_modules: '(' is no regular expression"],
+    ),
+    "an empty stop string": (
+        HEAD + "sampling: {stop: ['']}\n",
+        ['sampling.stop.0: found ""; expected at least 1 character(s)'],
+    ),
+    "a number of 5000 digits": (
+        HEAD + f"seed: {'1' * 5000}\n",
+        ["run.yaml:4: not valid YAML: '1111", "... (5000 characters)' cannot be read as !!int"],
+    ),
+    "a number of 5000 hexadecimal digits": (HEAD + f"seed: 0x{'f' * 5000}\n", ["cannot be read as !!int"]),
+    "no whole number": (HEAD + "seed: !!int abc\n", ["run.yaml:4: not valid YAML: 'abc' cannot be read as !!int"]),
+    "no number": (HEAD + "seed: !!float abc\n", ["'abc' cannot be read as !!float"]),
+    "no truth value": (HEAD + "seed: !!bool maybe\n", ["run.yaml:4: not valid YAML: 'maybe' cannot be read as !!bool"]),
+    "no time": (
+        HEAD + "seed: !!timestamp hello\n",
+        ["run.yaml:4: not valid YAML: 'hello' cannot be read as !!timestamp"],
+    ),
     "two tasks of one name": (HEAD + HEAD.splitlines()[2] + "\n", ["tasks: the name 'a' is used twice"]),
     "greedy training": (
         HEAD + "sampling: {temperature: 0}\n",
@@ -195,6 +220,8 @@ def test_several_errors_are_one_line_each(run_yaml: Path) -> None:
         ("tasks.5.split.test=1", ["tasks has no '5' (1 item, counted from 0)", "names: a"]),
         ("tasks.aa.split.test=1", ["did you mean tasks.a?"]),
         ("sampling.m=3", ["override sampling.m=3: sampling.m: unknown key"]),
+        (f"seed={'1' * 5000}", ['seed: found "1111', "expected a whole number"]),
+        ("seed=!!int abc", ['seed: found "!!int abc"; expected a whole number']),
         ("sampling.n=[1", ['sampling.n: found "[1"; expected a whole number']),
         ("reward.kind=majorty", ["did you mean majority?"]),
         ("tasks=[{nam: a}]", ["override tasks=[{nam: a}]: tasks.0.nam: unknown key; did you mean name?"]),
@@ -247,11 +274,24 @@ def test_a_good_config_has_no_problems(run_yaml: Path) -> None:
         ("data.jsonl", ["tasks.0.source={kind: file, path: no/dat.jsonl}"], "nor its folder"),
         ("d.csv/", ["tasks.0.source={kind: file, path: d.csv}"], "d.csv is a directory"),
         ("out", ["output_dir=out"], "output_dir: out is a file"),
-        ("", ["reward={kind: function, path: 'f.py:g'}"], "reward.path: there is no file f.py"),
+        ("", ["reward={kind: function, path: 'f.py:g'}"], "reward.path: there is no f.py"),
+        ("", [f"reward={{kind: function, path: '{'f' * 300}.py:g'}}"], "cannot be reached: File name too long"),
+        ("", ["reward={kind: function, path: '~nobodyxyz/f.py:g'}"], "there is no ~nobodyxyz/f.py"),
+        (
+            "",
+            [f"tasks.0.source={{kind: file, path: {'f' * 300}.csv}}"],
+            "ffff... cannot be reached: File name too long",
+        ),
+        ("", ["tasks.0.source={kind: file, path: ~nobodyxyz/d.csv}"], "there is no ~nobodyxyz/d.csv"),
+        ("", [f"output_dir={'o' * 300}"], "output_dir: oooo"),
+        ("", ["model.source=~nobodyxyz/m"], "model.source: there is no ~nobodyxyz/m"),
+        ("", [f"model.source=./{'m' * 300}"], "cannot be reached: File name too long"),
+        ("", ["model.source=a/b/c"], "model.source: there is no a/b/c"),
+        ("", ["model.chat_template={{ bad"], "model.chat_template: line 1 is no valid Jinja"),
         ("f.py", ["reward={kind: function, path: 'f.py:rewrd'}"], "f.py has no 'rewrd'; did you mean reward?"),
         ("bad.py", ["reward={kind: function, path: 'bad.py:f'}"], "bad.py is no valid Python"),
         ("", ["reward={kind: function, path: 'no_such_module.x:f'}"], "no module 'no_such_module'"),
-        ("", ["model.source=./no.gguf"], "model.source: there is no ./no.gguf"),
+        ("", ["model.source=./no.gguf"], "model.source: there is no no.gguf"),
         ("", ["model.source=package:no_such_package"], "'no_such_package' is not installed"),
     ],
 )
@@ -264,6 +304,45 @@ def test_problems_with_this_machine(run_yaml: Path, setup: str, overrides: list[
         Path(setup).write_text(contents.get(setup, "x"))
     (problem,) = check_config(load_config(run_yaml, overrides))
     assert expected in problem
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "output_dir=~/runs",
+        "model.source=google/gemma-3-1b-it",
+        "model.source=package:some-models",
+        "model.chat_template={% for m in messages %}{%- generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}",
+        "tasks.0.source={kind: file, path: ~/data.csv}",
+    ],
+)
+def test_no_problems_with_this_machine(run_yaml: Path, monkeypatch: pytest.MonkeyPatch, settings: str) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    monkeypatch.syspath_prepend(Path.cwd())
+    for folder in ("google", "some_models"):
+        Path(folder).mkdir()
+    Path("data.csv").write_text("prompt\n1\n")
+    run_yaml.write_text(HEAD)
+    config = load_config(run_yaml, [settings])
+    assert check_config(config) == []
+    assert "~" not in config.output_dir
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everywhere")
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output_dir=locked/in/runs",
+        "model.source=./locked/model",
+        "tasks.0.source={kind: file, path: locked/d.csv}",
+        "reward={kind: function, path: 'locked/f.py:g'}",
+    ],
+)
+def test_what_lies_in_an_unreadable_folder(run_yaml: Path, override: str) -> None:
+    run_yaml.write_text(HEAD)
+    Path("locked").mkdir(mode=0)
+    (problem,) = check_config(load_config(run_yaml, [override]))
+    assert "locked" in problem and "cannot be reached: Permission denied" in problem
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -282,6 +282,25 @@ def test_missing_path_names_the_nearest(tmp_path: Path) -> None:
         resolve_model(str(tmp_path / "models" / "smal"))
 
 
+def test_a_folder_of_the_owners_name_hides_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nobody" / "something").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"nobody/nothing is neither .* did you mean nobody/something\?"):
+        resolve_model("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("~nobodyxyz/m", "there is no ~nobodyxyz/m"), ("./" + "m" * 300, "cannot be reached: File name too long")],
+)
+def test_a_path_that_leads_nowhere(source: str, message: str) -> None:
+    with pytest.raises(ModelError, match=f"model.source: .*{message}"):
+        resolve_model(source)
+
+
 def test_hub_id_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

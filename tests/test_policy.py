@@ -12,6 +12,9 @@ from transformers import AutoModelForCausalLM
 from rlsf.config.schema import LoraConfig, ModelConfig
 from rlsf.errors import ModelError
 from rlsf.policy import REFERENCE, Policy
+from rollouts.adapter import read_adapter
+from rollouts.config import TransformersEngineConfig
+from rollouts.transformers_engine import TransformersEngine
 from tests.tiny_policy import make_groups, make_policy, model_folder, perturb
 
 SEQUENCES = [((3, 4, 5), (6, 7, 1)), ((8, 9), (2,))]
@@ -65,9 +68,25 @@ def test_saving_replaces_an_older_adapter_and_writes_the_same_bytes(tmp_path: Pa
     assert targets == sorted(targets)
 
 
-@pytest.mark.parametrize("broken", ["missing", "garbage", "rank", "alpha"])
+@pytest.mark.parametrize("sync", ["adapter", "merge"])
+@pytest.mark.parametrize(
+    ("lora", "scaling"),
+    [({}, 8 / 4), ({"use_rslora": True}, 8 / 2), ({"target_modules": r".*\.0\..*_proj", "use_rslora": True}, 8 / 2)],
+)
+def test_an_engine_serves_the_adapter_with_the_policys_scale(tmp_path: Path, sync: str, lora: dict, scaling: float):
+    policy = make_policy(**lora)
+    perturb(policy)
+    policy.save_adapter(tmp_path / "a")
+    assert read_adapter(tmp_path / "a").scaling == scaling  # alpha / r, or alpha / √r
+    engine = TransformersEngine(model_folder(), TransformersEngineConfig(sync=sync), policy.tokenizer)
+    engine.sync(tmp_path / "a", 1)
+    for served, trained in zip(engine.score_tokens(SEQUENCES), policy.score_tokens(SEQUENCES), strict=True):
+        np.testing.assert_allclose(served, trained, atol=1e-5)
+
+
+@pytest.mark.parametrize("broken", ["missing", "garbage", "rank", "alpha", "scale"])
 def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, broken: str):
-    other = {"rank": {"r": 8}, "alpha": {"alpha": 16.0}}.get(broken, {})
+    other = {"rank": {"r": 8}, "alpha": {"alpha": 16.0}, "scale": {"use_rslora": True}}.get(broken, {})
     make_policy(**other).save_adapter(tmp_path / "a")
     if broken == "missing":
         (tmp_path / "a" / "adapter_model.safetensors").unlink()

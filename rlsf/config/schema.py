@@ -1,5 +1,6 @@
 """Every key of a run's YAML file. Class defaults are the vetted settings; the text under a field says its effect."""
 
+import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -28,10 +29,20 @@ class LoraConfig(Section):
     """Rank."""
     alpha: float = Field(32.0, gt=0)
     """Scale numerator: updates are multiplied by alpha / r."""
+    use_rslora: bool = False
+    """Multiply by alpha / √r instead, which lets higher ranks learn as fast (arXiv 2312.03732)."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """On the adapter's input. Anything above 0 makes training log-probabilities differ from the engine's."""
     target_modules: str | list[str] = "all-linear"
-    """Module names, or `all-linear`."""
+    """Module names, or `all-linear`, or one text as a pattern for the whole of a module's name."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "LoraConfig":
+        try:
+            re.compile(self.target_modules if isinstance(self.target_modules, str) else "")
+        except re.error as error:
+            raise ValueError(f"target_modules: {self.target_modules!r} is no regular expression: {error}") from error
+        return self
 
 
 class ModelConfig(Section):
@@ -170,7 +181,7 @@ class OptimizerConfig(Section):
     """Optimizer steps over which the rate rises; the first is taken at 0."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's, on adapter weights."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     """AdamW's moment decay."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm."""
@@ -318,7 +329,7 @@ class LoopConfig(Section):
     checkpoint_every: int = Field(1, ge=1)
     """Iterations between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Older ones are deleted, the best one never."""
+    """Older ones are deleted; of the best one, if it is older, the adapter stays."""
 
 
 class EvaluationConfig(Section):

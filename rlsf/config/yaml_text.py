@@ -37,8 +37,22 @@ _CORE_SCHEMA: list[tuple[str, str, list[str | None]]] = [
 _MERGE = "tag:yaml.org,2002:merge"
 
 
+# Python stops converting text to whole numbers at some length, which users may change; nobody needs this many digits.
+_LONGEST_INT = 1000
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - replaces the 1.1 rules of the parent
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError) as error:  # what PyYAML raises for `!!int abc` and its like
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            text = str(node.value)
+            shown = text if len(text) <= 40 else f"{text[:40]}... ({len(text)} characters)"
+            problem = f"{shown!r} cannot be read as {tag}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
 class _OverrideLoader(_Loader):
@@ -51,6 +65,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = node.value
+    if len(text) > _LONGEST_INT:
+        raise ValueError("too long")
     return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
 

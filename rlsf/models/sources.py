@@ -4,14 +4,13 @@ import difflib
 import importlib.util
 import json
 import os
-import re
 from pathlib import Path
 
 from rlsf.errors import ModelError
 from rlsf.models.gguf import convert_gguf
 from rlsf.models.lab_tasks import LAB_DIR
+from rlsf.paths import expand, is_hub_id, nearest, packaged_module, why_missing
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer*", "*.model"]
 
 
@@ -26,20 +25,23 @@ def resolve_model(source: str) -> Path:
     Raises:
         ModelError: there is no such model, it cannot be reached, or a part of it is missing or broken.
     """
-    path = Path(source).expanduser()
+    path = expand(source)
     if source == "lab":
         return check_folder(LAB_DIR)
     if source.startswith("package:"):
         return convert_gguf(find_packaged_gguf(source.removeprefix("package:")))
+    missing = why_missing(path)
+    if missing is not None:
+        if is_hub_id(source):
+            return check_folder(_download(source))
+        raise ModelError(f"model.source: {missing}")
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        raise ModelError(f"model.source: {path} may not be read; mend its permissions")
     if path.is_dir():
         return check_folder(path)
-    if path.is_file():
-        if path.suffix.lower() == ".gguf":
-            return convert_gguf(path)
-        raise ModelError(f"model.source: {path} is a file; expected a folder, or a file that ends in .gguf")
-    if _is_path(source):
-        raise ModelError(f"model.source: there is no {path}{_suggestion(path)}")
-    return check_folder(_download(source))
+    if path.suffix.lower() == ".gguf":
+        return convert_gguf(path)
+    raise ModelError(f"model.source: {path} is a file; expected a folder, or a file that ends in .gguf")
 
 
 def check_folder(folder: Path) -> Path:
@@ -67,7 +69,7 @@ def find_packaged_gguf(package: str) -> Path:
     Raises:
         ModelError: the package is not installed, or holds no such file, or several.
     """
-    name = package.replace("-", "_")
+    name = packaged_module(package)
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
@@ -131,21 +133,6 @@ def _check_tokenizer(folder: Path) -> str | None:
     return "the tokenizer is missing (tokenizer.json, or tokenizer.model, or vocab.json and merges.txt)"
 
 
-def _is_path(source: str) -> bool:
-    return source.endswith(".gguf") or not _HUB_ID.fullmatch(source) or (Path(source).parent.is_dir() and "/" in source)
-
-
-def _suggestion(path: Path) -> str:
-    """The nearest name beside the first part of `path` that does not exist, ready to be appended to a message."""
-    path = path.absolute()
-    missing = next(part for part in reversed([path, *path.parents]) if not part.exists())
-    if not missing.parent.is_dir() or not os.access(missing.parent, os.R_OK):
-        return ""
-    names = [entry.name for entry in missing.parent.iterdir()]
-    near = difflib.get_close_matches(missing.name, names, n=1)
-    return f"; did you mean {missing.parent / near[0]}?" if near else f" ({missing.parent} has no {missing.name})"
-
-
 def _download(hub_id: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -172,5 +159,5 @@ def _download(hub_id: str) -> Path:
 def _near(hub_id: str) -> str:
     if difflib.get_close_matches(hub_id.lower(), ["lab"]):
         return "; did you mean lab?"
-    suggestion = _suggestion(Path(hub_id))
+    suggestion = nearest(Path(hub_id))
     return suggestion if "did you mean" in suggestion else ""

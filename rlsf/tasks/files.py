@@ -1,7 +1,6 @@
 """Rows of JSONL, JSON, CSV and Parquet files, each with the place that an error message names."""
 
 import csv
-import difflib
 import io
 import json
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 from rlsf.config.check import FILE_SUFFIXES
 from rlsf.errors import DataError
+from rlsf.paths import nearest, unreachable
 
 Record = tuple[str, dict[str, Any]]
 """Where a row stands (`data.jsonl:12`, `data.parquet row 12`), counted from 1, and its columns."""
@@ -34,20 +34,14 @@ def read_file(path: Path) -> list[Record]:
     try:
         records = list(reader(path))
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file{_nearest(path)}") from None
+        raise DataError(f"{path}: there is no such file{nearest(path)}") from None
     except IsADirectoryError:
         raise DataError(f"{path}: this is a directory; name the file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise DataError(unreachable(path, error)) from error
     if not records:
         raise DataError(f"{path}: the file has no rows")
     return records
-
-
-def _nearest(path: Path) -> str:
-    names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, 1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _text(path: Path) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from rlsf.config.schema import DatasetsSource, FileSource, ReasoningGymSource, TaskConfig
 from rlsf.errors import DataError
+from rlsf.paths import expand
 from rlsf.seeds import derive_seed
 from rlsf.tasks.files import Record, read_file
 from rlsf.tasks.rows import Row, make_row, row_from_columns
@@ -37,7 +38,7 @@ def read_rows(config: TaskConfig, seed: int) -> list[Row]:
     if isinstance(source, ReasoningGymSource):
         return _reasoning_gym(config, source, derive_seed(seed, "task", config.name))
     if isinstance(source, FileSource):
-        return _rows(config, source, read_file(Path(source.path)))
+        return _rows(config, source, read_file(expand(source.path)))
     return _rows(config, source, _datasets_records(source))
 
 
