@@ -1,6 +1,8 @@
 """The command line. Quick commands import nothing heavy: torch and the engines are imported where they are used."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,9 +48,10 @@ def run(
     Example: rlsf run configs/smoke.yaml --set seed=1 --name smoke-seed1
     """
     loaded = _load(config, set_, context.args, name)
-    from rlsf.runner import start
+    with _interruptible(Path(loaded.output_dir) / loaded.name):
+        from rlsf.runner import start
 
-    start(loaded, _console(), overwrite=overwrite)
+        start(loaded, _console(), overwrite=overwrite)
 
 
 @app.command()
@@ -60,9 +63,10 @@ def resume(directory: RunPath) -> None:
     from rlsf.run_dir import RunDir
 
     run_dir = RunDir.open(directory)
-    from rlsf.runner import continue_run
+    with _interruptible(directory):
+        from rlsf.runner import continue_run
 
-    continue_run(run_dir, _console())
+        continue_run(run_dir, _console())
 
 
 @app.command()
@@ -107,6 +111,7 @@ def config_check(
         f"{len(loaded.tasks)} task(s), {loaded.loop.iterations} iterations of {loaded.loop.prompts} prompts × "
         f"{loaded.sampling.n} completions",
         highlight=False,
+        markup=False,
     )
 
 
@@ -158,6 +163,19 @@ def _load(path: Path, overrides: list[str] | None, extra: list[str], name: str |
     return config
 
 
+@contextmanager
+def _interruptible(directory: Path) -> Iterator[None]:
+    """Ctrl-C ends a run with status 130 and the way to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (directory / "config.yaml").exists():
+            raise  # nothing has begun
+        message = f"interrupted; `rlsf resume {directory}` continues from the last checkpoint"
+        Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
 def _replay_store(directory: Path) -> Any:
     from rlsf.replay import ReplayStore
     from rlsf.run_dir import RunDir
@@ -177,9 +195,6 @@ def main() -> None:
     except (RlsfError, EngineError, RewardError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; `rlsf resume` continues from the last checkpoint", highlight=False)
-        sys.exit(130)
 
 
 def _escaped(error: Exception) -> str:

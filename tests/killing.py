@@ -1,4 +1,4 @@
-"""Runs rlsf in a child process and kills it with SIGKILL at a chosen moment.
+"""Runs rlsf in a child process and kills or interrupts it at a chosen moment.
 
 Children are forked from a server that has imported the model stack once: a run takes seconds instead of the quarter
 minute that the imports take.
@@ -25,6 +25,7 @@ class Moment:
     """`module:Class.method` or `module:function`, patched where it is looked up."""
     call: int = 1
     after: bool = False
+    sends: signal.Signals = signal.SIGKILL
 
     def arm(self) -> None:
         """Patch the target in this process."""
@@ -43,8 +44,8 @@ class Moment:
                 return original(*args, **kwargs)
             if self.after:
                 original(*args, **kwargs)
-            os.kill(os.getpid(), signal.SIGKILL)
-            raise AssertionError("unreachable: SIGKILL cannot be handled")
+            os.kill(os.getpid(), self.sends)
+            raise AssertionError("unreachable: the signal ends the process or raises KeyboardInterrupt")
 
         setattr(owner, name, wrapper)
 

@@ -1,13 +1,14 @@
 """The command line as people meet it: what goes wrong ends in one clear message, status 2 and no traceback."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.killing import run_cli
+from tests.killing import Moment, run_cli
 
 ROWS = [{"prompt": f"{a} + {b} =", "reference": str(a + b)} for a in range(10) for b in range(10)]
 FILE_TASK = """
@@ -64,21 +65,39 @@ def replacing(old, new):
 CONFIGS = {
     "unknown key": (replacing("loop:", "lop:"), "lop: unknown key; did you mean loop?"),
     "nested unknown key": (replacing("prompts: 4}", "promts: 4}"), "loop.promts: unknown key; did you mean prompts?"),
-    "wrong type": (replacing("iterations: 1", "iterations: many"), "loop.iterations"),
-    "negative": (replacing("iterations: 1", "iterations: -1"), "loop.iterations"),
-    "wrong kind": (replacing("kind: transformers", "kind: transformer"), "transformers"),
-    "no tasks": (lambda config: "name: run\n", "tasks"),
-    "empty": (lambda config: "", "empty"),
+    "wrong type": (
+        replacing("iterations: 1", "iterations: many"),
+        'loop.iterations: found "many"; expected a whole number',
+    ),
+    "negative": (replacing("iterations: 1", "iterations: -1"), "loop.iterations: found -1; expected at least 1"),
+    "wrong kind": (
+        replacing("kind: transformers", "kind: transformer"),
+        'engine.kind: found "transformer"; expected one of auto, vllm, transformers; did you mean transformers?',
+    ),
+    "no tasks": (lambda config: "name: run\n", "tasks: missing; it has no default"),
+    "empty": (lambda config: "", "the file is empty; a config needs at least `name` and `tasks`"),
     "a list": (lambda config: "- name: run\n", "found a list of 1"),
     "broken YAML": (replacing("engine: {kind", "engine: {{kind"), "config.yaml:5: not valid YAML"),
-    "key twice": (lambda config: config + "\nname: again\n", "name"),
-    "top_p": (replacing("sampling: {n: 2}", "sampling: {n: 2, top_p: 0.9}"), "top_p"),
-    "one sample for GRPO": (replacing("sampling: {n: 2}", "sampling: {n: 1}"), "sampling.n"),
-    "not a name": (replacing("name: run", "name: a/b"), "name"),
-    "no such reward": (lambda config: config + "\nreward: {kind: applause}\n", "majority"),
+    "key twice": (lambda config: config + "\nname: again\n", "the key 'name' stands twice (line 2 too); remove one"),
+    "top_p": (
+        replacing("sampling: {n: 2}", "sampling: {n: 2, top_p: 0.9}"),
+        "sampling: training needs temperature > 0, top_p = 1 and top_k = 0",
+    ),
+    "one sample for GRPO": (
+        replacing("sampling: {n: 2}", "sampling: {n: 1}"),
+        "sampling.n: grpo compares the rollouts of a group and needs n of at least 2",
+    ),
+    "not a name": (
+        replacing("name: run", "name: a/b"),
+        "name: found \"a/b\"; expected letters, digits, '_', '.' and '-', not starting with '.' or '-'",
+    ),
+    "no such reward": (
+        lambda config: config + "\nreward: {kind: applause}\n",
+        'reward.kind: found "applause"; expected one of majority, verifier',
+    ),
     "no such file of functions": (
         lambda config: config + "\nreward: {kind: function, path: nothing.py:f}\n",
-        "nothing.py",
+        "reward.path: there is no nothing.py",
     ),
 }
 
@@ -92,21 +111,40 @@ def test_a_broken_config_is_refused(case, experiment, tmp_path):
 
 
 DATA = {
-    "empty file": ({"text": ""}, "data.jsonl"),
-    "broken line": ({"text": '{"prompt": "1"}\n{"prompt": \n'}, "2"),
-    "row is no object": ({"text": "[1, 2]\n" * 20}, "data.jsonl"),
-    "missing column": ({"rows": [{"question": "1 + 1"}] * 20}, "question"),
-    "null prompt": ({"rows": [*ROWS, {"prompt": None}]}, "101"),
-    "unknown role": ({"rows": [{"prompt": [{"role": "narrator", "content": "x"}]}] * 20}, "narrator"),
-    "reference is a list": ({"rows": [{**row, "reference": [1]} for row in ROWS]}, "reference"),
-    "too few rows": ({"rows": ROWS[:9]}, "split"),
-    "all the same": ({"rows": ROWS[:1] * 50}, "duplicate"),
-    "not UTF-8": ({"text": b'{"prompt": "\xff\xfe"}\n'}, "UTF-8"),
-    "corrupt Parquet": ({"text": "PAR1 not", "suffix": "parquet"}, "data.parquet"),
-    "unknown suffix": ({"text": "x", "suffix": "xlsx"}, "xlsx"),
+    "empty file": ({"text": ""}, "data.jsonl: the file has no rows"),
+    "broken line": ({"text": '{"prompt": "1"}\n{"prompt": \n'}, "data.jsonl:2: not valid JSON: Expecting value"),
+    "row is no object": ({"text": "[1, 2]\n" * 20}, "data.jsonl:1: the row is a list, not an object"),
+    "missing column": (
+        {"rows": [{"question": "1 + 1"}] * 20},
+        "data.jsonl:1: there is no column 'prompt' (source.prompt_column); columns: question",
+    ),
+    "null prompt": ({"rows": [*ROWS, {"prompt": None}]}, "data.jsonl:101: the column 'prompt' is empty"),
+    "unknown role": (
+        {"rows": [{"prompt": [{"role": "narrator", "content": "x"}]}] * 20},
+        "message 1: unknown role 'narrator'; expected one of system, user, assistant, tool",
+    ),
+    "reference is a list": (
+        {"rows": [{**row, "reference": [1]} for row in ROWS]},
+        "the reference in column 'reference' is a list; expected text or a number",
+    ),
+    "too few rows": (
+        {"rows": ROWS[:8]},
+        "task 'sums': 8 different prompts are too few for split.test (4), split.validation (4) and at least one",
+    ),
+    "too few rows for a batch": (
+        {"rows": ROWS[:9]},
+        "task 'sums': 1 training prompts are fewer than loop.prompts (4)",
+    ),
+    "all the same": (
+        {"rows": ROWS[:1] * 50},
+        "task 'sums': 1 different prompts (50 rows, 49 duplicates dropped) are too few",
+    ),
+    "not UTF-8": ({"text": b'{"prompt": "\xff\xfe"}\n'}, "data.jsonl:1: not UTF-8 text; save the file as UTF-8"),
+    "corrupt Parquet": ({"text": "PAR1 not", "suffix": "parquet"}, "data.parquet: not a readable Parquet file"),
+    "unknown suffix": ({"text": "x", "suffix": "xlsx"}, "data.xlsx ends in '.xlsx'; expected one of .jsonl"),
     "labels are missing": (
         {"rows": [{"prompt": r["prompt"]} for r in ROWS], "more": "reward: {kind: verifier}"},
-        "reference",
+        "the reward needs reference answers, and 92 of 92 training prompts have none; there is no column 'reference'",
     ),
 }
 
@@ -120,10 +158,26 @@ def test_broken_data_is_refused_before_a_run_is_made(case, experiment, tmp_path)
 
 
 FUNCTIONS = {
-    "raises": ("def f(completions, **kwargs):\n    raise KeyError('colour')\n", "KeyError"),
-    "wrong length": ("def f(completions, **kwargs):\n    return [1.0]\n", "1"),
-    "not a number": ("def f(completions, **kwargs):\n    return ['good'] * len(completions)\n", "good"),
-    "NaN": ("def f(completions, **kwargs):\n    return [float('nan')] * len(completions)\n", "nan"),
+    "raises": (
+        "def f(completions, **kwargs):\n    raise KeyError('colour')\n",
+        "reward function 'f' raised KeyError('colour') while scoring rollouts",
+    ),
+    "ends the program": (
+        "import sys\nf = lambda **kwargs: sys.exit(0)\n",
+        "raised SystemExit(0) while scoring rollouts",
+    ),
+    "wrong length": (
+        "def f(completions, **kwargs):\n    return [1.0]\n",
+        "reward function 'f' returned 1 rewards for 8 completions",
+    ),
+    "not a number": (
+        "def f(completions, **kwargs):\n    return ['good'] * len(completions)\n",
+        "reward function 'f' returned 'good' for rollout",
+    ),
+    "NaN": (
+        "def f(completions, **kwargs):\n    return [float('nan')] * len(completions)\n",
+        "a value of nan; a reward must be finite",
+    ),
 }
 
 
@@ -134,22 +188,44 @@ def test_a_reward_function_that_breaks_stops_the_run(case, experiment, tmp_path)
     config = experiment(more=f"reward: {{kind: function, path: {tmp_path}/broken.py:f}}")
     said = fails(["run", config], tmp_path / "log")
     assert expected in said
-    assert "broken.py" in said or "'f'" in said
 
 
 def test_a_model_that_is_not_there(experiment, tmp_path):
     said = fails(["run", experiment(model="./no/such/model")], tmp_path / "log")
-    assert "no/such/model" in said
+    assert "model.source: there is no no/such/model" in said
 
 
 def test_a_run_directory_that_cannot_be_made(experiment, tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
     said = fails(["run", experiment()], tmp_path / "log")
-    assert "runs" in said
+    assert "output_dir: " in said and "runs is a file, not a folder" in said
+
+
+def test_ctrl_c_says_how_to_go_on(experiment, tmp_path):
+    config, run = experiment(), tmp_path / "runs" / "run"
+    interrupt = Moment("rlsf.run:Run.record", sends=signal.SIGINT)
+    assert run_cli(["run", str(config)], tmp_path / "log", interrupt) == 130
+    said = (tmp_path / "log").read_text()
+    assert said.splitlines()[-1] == f"interrupted; `rlsf resume {run}` continues from the last checkpoint"
+    assert "Traceback" not in said and "Aborted" not in said
+    assert run_cli(["resume", str(run)], tmp_path / "again", interrupt) == 130
+    assert "interrupted; `rlsf resume" in (tmp_path / "again").read_text()
+    assert run_cli(["resume", str(run)], tmp_path / "once more") == 0
+
+
+def test_a_path_in_brackets_is_no_markup(experiment, tmp_path):
+    config = experiment()
+    odd = tmp_path / "[" / "a]"
+    odd.mkdir(parents=True)
+    config.rename(odd / "x.yaml")
+    log = tmp_path / "log"
+    assert run_cli(["config", "check", str(odd / "x.yaml")], log) == 0, log.read_text()
+    assert "[/a]/x.yaml: valid." in "".join(log.read_text().split("\n"))
+    assert "[/b]/x.yaml: there is no such file" in fails(["config", "check", "[/b]/x.yaml"], tmp_path / "second")
 
 
 def test_a_config_that_is_not_there(tmp_path):
-    assert "nothing.yaml" in fails(["run", tmp_path / "nothing.yaml"], tmp_path / "log")
+    assert "nothing.yaml: there is no such file" in fails(["run", tmp_path / "nothing.yaml"], tmp_path / "log")
 
 
 def test_resuming_what_is_no_run(tmp_path):
