@@ -29,6 +29,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): $(BIN)/python $(REQUIREMENTS) pyproject.toml
+	@# A list for other hardware has the same torch by number: pip would keep the wrong build, so begin anew.
+	@if ls $(filter-out $(INSTALLED),$(VENV)/.installed-cpu $(VENV)/.installed-gpu) >/dev/null 2>&1; then \
+	  echo "$(VENV) was made for other hardware: making it anew for $(HARDWARE)."; \
+	  "$$($(BIN)/python -c 'import sys; print(sys._base_executable)')" -m venv --clear $(VENV); \
+	fi
 	@echo "Installing the pinned list for this machine ($(REQUIREMENTS)); this takes some minutes."
 ifeq ($(HARDWARE),cpu)
 	@# The CPU build of torch: from wherever pip is told to look, else from PyTorch's own index.

