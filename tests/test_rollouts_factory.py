@@ -32,5 +32,5 @@ def test_auto_falls_back_to_transformers_and_says_why(no_vllm, tmp_path):
 
 def test_explicit_vllm_that_is_missing_says_how_to_install_it(no_vllm, tmp_path):
     for call in (lambda: explain_choice(VllmEngineConfig()), lambda: create_engine(VllmEngineConfig(), tmp_path)):
-        with pytest.raises(EngineError, match="`make setup` in rlsf.s source folder installs the one"):
+        with pytest.raises(EngineError, match=r"`make setup` in rlsf.s source folder installs the one"):
             call()
