@@ -6,4 +6,4 @@ rlsf run configs/smoke.yaml --name own --set "reward={kind: function, path: exam
 
 def short_and_even(completions, **columns):
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [float(text.strip().isdigit() and int(text) % 2 == 0) - 0.01 * len(text) for text in texts]
+    return [float(text.strip().isdecimal() and int(text) % 2 == 0) - 0.01 * len(text) for text in texts]

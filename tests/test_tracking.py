@@ -114,5 +114,5 @@ def test_the_example_reward_scored_the_rollouts(run):
     for line in (run / "samples" / "iter_000002.jsonl").read_text().splitlines():
         row = json.loads(line)
         text = row["completion"].strip()
-        expected = float(text.isdigit() and int(text) % 2 == 0) - 0.01 * len(row["completion"])
+        expected = float(text.isdecimal() and int(text) % 2 == 0) - 0.01 * len(row["completion"])
         assert row["reward"] == pytest.approx(expected)
