@@ -62,7 +62,7 @@ class Run:
                 self._load(parts)
             with self.phase("start engine"):
                 self._start_engine(parts)
-            self._restore()
+                self._restore()
             self._parts = parts.pop_all()
         if self.state.prepared:
             self._take_seconds()  # an iteration's time is not the start's
@@ -105,7 +105,7 @@ class Run:
         )
         parts.callback(engine.close)
         self.engine = MeteredEngine(engine, self._count_tokens)
-        for task in self.stream.tasks:
+        for task in self.stream.tasks:  # a prompt that is too long should not wait for the iteration that draws it
             prompts = [*task.train, *task.validation, *task.test]
             encode_prompts(self.policy.tokenizer, prompts, self.sampling(task), self.engine.max_model_len)
 

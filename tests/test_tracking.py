@@ -110,6 +110,14 @@ def test_wandb_keeps_rollouts_as_increments(run):
     assert len(iterations) == 3 * 8
 
 
+def test_the_distance_to_the_reference_is_measured_though_nothing_is_penalised(run):
+    """GRPO's kl_coef is 0 here, so that only the metrics ask for the reference."""
+    rows = {row["iteration"]: row for row in rows_of(run)}
+    assert rows[1]["rollout/kl"] == pytest.approx(0, abs=1e-6)  # the first rollouts come from the reference itself
+    assert rows[3]["rollout/kl"] > 1e-6
+    assert 0 < rows[3]["rollout/entropy"] < 5
+
+
 def test_the_example_reward_scored_the_rollouts(run):
     for line in (run / "samples" / "iter_000002.jsonl").read_text().splitlines():
         row = json.loads(line)
