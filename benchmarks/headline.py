@@ -10,8 +10,13 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy import stats
 
 from benchmarks.results import Row, print_rows, write_results
 
@@ -29,7 +34,8 @@ def main() -> None:
     for config in arguments.config:
         for seed in arguments.seeds:
             run_cell(config, seed)
-    rows = [row for path in sorted(CELLS.glob("*.json")) for row in rows_of(json.loads(path.read_text("utf-8")))]
+    summaries = [json.loads(path.read_text("utf-8")) for path in sorted(CELLS.glob("*.json"))]
+    rows = [*over_seeds(summaries), *(row for summary in summaries for row in rows_of(summary))]
     print_rows(rows, "Held-out accuracy before and after")
     print(f"written to {write_results('headline', rows)}")
 
@@ -53,19 +59,53 @@ def run_cell(config: str, seed: int) -> None:
 def rows_of(summary: dict[str, Any]) -> list[Row]:
     """Pass@1 and greedy before and after, the paired change, and the seconds it took."""
     rows = []
-    seeds = (summary["seed"],)
+    seeds, commit = (summary["seed"],), summary["commit"]
     for task_name, task in summary["tasks"].items():
         name = f"{summary['name']}/{task_name}"
         for stage in ("base", "warm_start", "final", "change"):
             for key in ("pass@1", "greedy"):
-                estimate = (task[stage] or {}).get(key)
-                if estimate:
+                if (estimate := (task[stage] or {}).get(key)) is not None:
                     label = f"{name} {key} {stage.replace('_', ' ')}"
                     rows.append(
-                        Row(label, estimate["value"], "share", estimate["low"], estimate["high"], estimate["n"], seeds)
+                        Row(
+                            label,
+                            estimate["value"],
+                            "share",
+                            estimate["low"],
+                            estimate["high"],
+                            estimate["n"],
+                            seeds,
+                            commit,
+                        )
                     )
     seconds = sum(summary["seconds"].values())
-    return [*rows, Row(f"{summary['name']} time", seconds, "s", seeds=seeds)]
+    return [*rows, Row(f"{summary['name']} time", seconds, "s", seeds=seeds, commit=commit)]
+
+
+def over_seeds(summaries: Sequence[dict[str, Any]]) -> list[Row]:
+    """Per config and task: the mean change over seeds, each with its own data, model start and samples.
+
+    The interval is Student's t over the seeds, the independent unit; with one seed there is none.
+    """
+    changes: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
+    for summary in summaries:
+        config = str(summary["name"]).rsplit("-seed", 1)[0]
+        for task_name, task in summary["tasks"].items():
+            for key in ("pass@1", "greedy"):
+                changes[config, task_name, key][summary["seed"]] = task["change"][key]["value"]
+    return [
+        _mean_row(f"{config}/{task} {key} change, mean over seeds", values)
+        for (config, task, key), values in changes.items()
+    ]
+
+
+def _mean_row(name: str, by_seed: dict[int, float]) -> Row:
+    values = np.array(list(by_seed.values()))
+    low = high = None
+    if len(values) > 1:
+        half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+        low, high = float(values.mean()) - half, float(values.mean()) + half
+    return Row(name, float(values.mean()), "share", low, high, len(values), tuple(sorted(by_seed)))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class Row:
     n: int | None = None
     """Independent units behind the figure."""
     seeds: tuple[int, ...] | None = None
+    commit: str | None = None
+    """Of the code that measured it, where that was not the one that writes the file."""
 
 
 def write_results(name: str, rows: Sequence[Row]) -> Path:

@@ -14,8 +14,8 @@ from rich.table import Table
 SHOWN = {
     "reward": "reward/mean",
     "held-out pass@1": "validation/*/pass@1",
-    "KL to reference": "policy/kl",
-    "entropy": "policy/entropy",
+    "KL to reference": "rollout/kl",
+    "entropy": "rollout/entropy",
     "tokens per answer": "rollout/tokens",
     "cut off": "rollout/truncated",
 }
@@ -25,7 +25,7 @@ ROWS = 8
 class Display:
     """Progress of one run. Use as a context manager."""
 
-    def __init__(self, console: Console, title: str, total: int, done: int = 0) -> None:
+    def __init__(self, console: Console, title: str, total: int) -> None:
         self._console = console
         self._live_on = console.is_terminal
         self._progress = Progress(
@@ -37,11 +37,9 @@ class Display:
             TextColumn("{task.fields[left]}"),
             console=console,
         )
-        self._bar = self._progress.add_task("starting", total=total, completed=done, left="")
+        self._bar = self._progress.add_task("starting", total=total, left="")
         self._title = title
         self._rows: list[dict[str, str]] = []
-        self._latest: dict[str, str] = {}
-        self._phase = ""
         self._live: Live | None = None
         self._total = total
         self._seconds: list[float] = []
@@ -60,12 +58,16 @@ class Display:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Show what is going on now."""
-        previous, self._phase = self._phase, name
+        previous = self._progress.tasks[0].description
         self._progress.update(self._bar, description=name)
         try:
             yield
         finally:
-            self._phase = previous
+            self._progress.update(self._bar, description=previous)
+
+    def go_on_from(self, done: int) -> None:
+        """A resumed run has `done` iterations behind it."""
+        self._progress.update(self._bar, completed=done)
 
     def say(self, text: str) -> None:
         """A line that stays."""

@@ -1,7 +1,23 @@
-"""Writing that survives a loss of power."""
+"""Writing that survives a loss of power, and says in one line what kept it from writing."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from rlsf.errors import RunDirError
+
+
+@contextmanager
+def clear_os_errors(path: Path) -> Iterator[None]:
+    """A full disk, missing rights and their like below `path`, as a RunDirError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(
+            f"cannot write {path}: {error.strerror or error}. Free space or mend the rights; then `rlsf resume` "
+            "continues from the last checkpoint"
+        ) from error
 
 
 def fsync(path: Path) -> None:

@@ -4,9 +4,9 @@ This is the page to read first. `rlsf.run.Run` holds the parts that are used her
 """
 
 from rlsf.evaluation.report import show_preflight, summarize
-from rlsf.preflight import preflight
+from rlsf.preflight import preflight, try_reward
 from rlsf.run import Run
-from rlsf.scoring import count_tokens, make_groups, reward_metrics, score_rollouts
+from rlsf.scoring import count_tokens, make_groups, policy_metrics, reward_metrics, score_rollouts
 from rlsf.stopping import should_stop
 
 
@@ -26,11 +26,14 @@ def train(run: Run) -> None:
 
 def prepare(run: Run) -> None:
     """Iteration 0: measure the untouched model, settle the format on a few labels, ask what the signal knows."""
+    metrics: dict[str, float] = {}
+    with run.phase("try the reward"):
+        try_reward(run)
     with run.phase("evaluate"):
         run.evaluate_test("base")
     if run.config.warm_start is not None:
         with run.phase("warm start"):
-            run.warm_start()
+            metrics |= run.warm_start()
         with run.phase("sync"):
             run.deliver()
         with run.phase("evaluate"):
@@ -38,10 +41,11 @@ def prepare(run: Run) -> None:
     run.policy.freeze_reference()
     if run.config.preflight.enabled:
         with run.phase("preflight"):
-            run.state.preflight = [preflight(run, task) for task in run.stream.tasks]
+            run.state.preflight = [preflight(run, task) for task in run.graded_tasks]
             show_preflight(run.state.preflight, run.display)
     with run.phase("evaluate"):
-        run.validate(0)
+        metrics |= run.validate(0)
+    run.record(0, run.stream.tasks[0], [], metrics)
     run.state.prepared = True
     with run.phase("checkpoint"):
         run.checkpoint()
@@ -57,15 +61,16 @@ def iterate(run: Run) -> None:
     with run.phase("generate"):
         prompts = task.train_batch(iteration, run.config.loop.prompts)
         rollouts = run.engine.generate(prompts, run.sampling(task), seed=run.seed("generate", iteration))
-        tokens = count_tokens(rollouts)
-        run.count_tokens("generate", tokens)
 
     with run.phase("score"):
         scores = score_rollouts(run, task, prompts, rollouts, iteration)
         metrics |= reward_metrics(rollouts, scores)
 
-    with run.phase("remember"):
+    with run.phase("reference"):
         fresh = make_groups(run, task, prompts, rollouts, scores, iteration)
+        metrics |= policy_metrics(run, task, fresh)
+
+    with run.phase("remember"):
         run.replay.add(fresh, iteration=iteration)
         replayed = run.replay.draw(
             round(run.config.replay.ratio * len(fresh)),
@@ -86,13 +91,14 @@ def iterate(run: Run) -> None:
     with run.phase("evaluate"):
         if iteration % run.config.evaluation.every == 0 or iteration == run.stream.iterations:
             metrics |= run.validate(iteration)
-            run.state.stop_reason = should_stop(run.config.evaluation, run.state)
+            if task is run.stream.tasks[-1]:
+                run.state.stop_reason = should_stop(run.config.evaluation, run.state)
 
     run.record(iteration, task, fresh, metrics)
     with run.phase("checkpoint"):
         if run.is_checkpoint_due(iteration):
             run.checkpoint()
-    run.finish_iteration(iteration, metrics, tokens)
+    run.finish_iteration(iteration, metrics, count_tokens(rollouts))
 
 
 def conclude(run: Run) -> None:

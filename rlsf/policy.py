@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -203,7 +203,8 @@ class Policy:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.adapter_state(adapter).items()}
-        save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
+        content = save(tensors, metadata={"format": "pt"})
+        (temporary / _WEIGHTS).write_bytes(content)  # save_file would not raise OSError when the disk is full
         config = copy(self.model.peft_config[adapter])
         config.inference_mode = True
         if not isinstance(config.target_modules, str):  # a pattern

@@ -11,13 +11,28 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from reward.types import Score
+from rlsf.errors import ConfigError
 from rlsf.evaluation.evaluate import Outcome
 from rlsf.evaluation.statistics import pass_at_k, wilson
-from rlsf.scoring import count_tokens, score_rollouts
+from rlsf.scoring import score_rollouts
 
 if TYPE_CHECKING:
     from rlsf.run import Run
     from rlsf.tasks import Task
+
+
+def try_reward(run: "Run") -> None:
+    """Score one group of each task, so that a reward which cannot work says so before anything long begins.
+
+    Raises:
+        RewardError: from the reward.
+    """
+    state = run.reward.state()
+    for task in run.stream.tasks:
+        prompts = task.train[:1]
+        rollouts = run.engine.generate(prompts, run.sampling(task), seed=run.seed("try", task.name))
+        score_rollouts(run, task, prompts, rollouts, iteration=0)
+    run.reward.restore(state)
 
 
 def preflight(run: "Run", task: "Task") -> dict[str, Any]:
@@ -30,15 +45,12 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
     Raises:
         ConfigError: the signal carries nothing and `preflight.strict` is set.
     """
-    from rlsf.errors import ConfigError
-
     config = run.config.preflight
     canary = task.validation[: config.canary]
     sampling = run.sampling(task)
     grader = run.graders[task.name]
     rollouts = run.engine.generate(canary, sampling, seed=run.seed("preflight", task.name))
     greedy = run.engine.generate(canary, replace(sampling, n=1, temperature=0.0), seed=run.seed("preflight", task.name))
-    run.count_tokens("preflight", count_tokens([*rollouts, *greedy]))
     state = run.reward.state()
     scores = score_rollouts(run, task, canary, rollouts, iteration=0)
     run.reward.restore(state)  # measuring must not move running statistics
@@ -55,8 +67,8 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
         "task": task.name,
         "prompts": len(canary),
         "n": n,
-        "pass@1": asdict(wilson([outcome.share for outcome in outcomes])),
-        f"majority@{n}": asdict(wilson([float(outcome.majority) for outcome in outcomes])),
+        "pass@1": asdict(wilson([outcome.share for outcome in outcomes], n)),
+        f"majority@{n}": asdict(wilson([outcome.majority for outcome in outcomes])),
         "greedy": asdict(
             wilson([float(grader.is_correct(group[0], prompt)) for prompt, group in zip(canary, greedy, strict=True)])
         ),

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from rlsf.evaluation.evaluate import Evaluation, evaluate
 from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.statistics import Estimate, wilson
 from rlsf.experience import Group
+from rlsf.files import clear_os_errors
+from rlsf.metered import MeteredEngine
 from rlsf.models import resolve_model
 from rlsf.policy import Policy
 from rlsf.quiet import quiet_progress_bars
 from rlsf.replay import ReplayStore
-from rlsf.run_dir import RunDir
+from rlsf.run_dir import RunDir, iteration_of
 from rlsf.samples import sample_rows
 from rlsf.seeds import derive_seed
 from rlsf.state import LoopState
@@ -33,7 +35,7 @@ from rlsf.tasks.baselines import last_operand_correct, most_frequent_correct
 from rlsf.tracking import create_tracker
 from rollouts.delivery import DeliveryCheck, Probe, take_probe
 from rollouts.factory import create_engine
-from rollouts.prompts import encode_prompt
+from rollouts.prompts import encode_prompt, encode_prompts
 from rollouts.types import Prompt, SamplingParams
 
 
@@ -50,45 +52,68 @@ class Run:
         self.directory = directory
         self.stream = stream
         self.display = display
-        self.state = LoopState()
         self._iteration_seconds: dict[str, float] = {}
+        self._phase = ""
+        self.state = self._saved_state()
+        display.go_on_from(self.state.iteration)
         quiet_progress_bars()
-        with self.phase("load"):
-            torch.manual_seed(self.seed("torch"))  # no part should draw from the global generator; this is the belt
-            self.graders = {task.name: Grader(task.config) for task in stream.tasks}
-            self.reward = make_reward(
-                config.reward, graders={name: grader.verifier for name, grader in self.graders.items()}
-            )
-            model_path = resolve_model(config.model.source)
-            self.policy = Policy.create(model_path, config.model, seed=self.seed("lora"))
-            steps = stream.iterations * config.algorithm.epochs * config.algorithm.minibatches
-            self.algorithm = create_algorithm(
-                config.algorithm,
-                self.policy,
-                total_steps=steps,
-                seed=self.seed("algorithm"),
-                dump_dir=directory.failures,
-            )
-            self.replay = ReplayStore.open(directory.replay, config.replay, seed=self.seed("replay"))
-        with self.phase("start engine"):
-            self.engine = create_engine(
-                config.engine,
-                model_path,
-                tokenizer=self.policy.tokenizer,
-                lora_rank=config.model.lora.r,
-                dtype=self.policy.causal_lm.dtype,
-                device=self.policy.device,
-            )
-        self._restore()
-        self.tracker = create_tracker(config, directory.path, self.state.tracking, iteration=self.state.iteration)
+        with ExitStack() as parts:
+            with self.phase("load"):
+                self._load(parts)
+            with self.phase("start engine"):
+                self._start_engine(parts)
+                self._restore()
+            self._parts = parts.pop_all()
+        if self.state.prepared:
+            self._take_seconds()  # an iteration's time is not the start's
+
+    def _saved_state(self) -> LoopState:
+        """Of the last checkpoint; what was written after it is forgotten, because it will be done again."""
+        folder = self.directory.latest_checkpoint()
+        state = LoopState() if folder is None else LoopState.from_json(self.directory.read_json(folder / "state.json"))
+        self.directory.drop_after(state.iteration if folder is not None else -1)
+        return state
+
+    def _load(self, parts: ExitStack) -> None:
+        torch.manual_seed(self.seed("torch"))  # no part should draw from the global generator; this is the belt
+        config, directory = self.config, self.directory
+        self.tracker = create_tracker(config, directory, self.state.tracking, iteration=self.state.iteration)
+        parts.callback(self.tracker.finish)
+        self.graders = {task.name: Grader(task.config) for task in self.stream.tasks}
+        verifiers = {name: grader.verifier for name, grader in self.graders.items()}
+        self.reward = make_reward(config.reward, graders=verifiers)
+        self._model_path = resolve_model(config.model.source)
+        self.policy = Policy.create(self._model_path, config.model, seed=self.seed("lora"))
+        self.algorithm = create_algorithm(
+            config.algorithm,
+            self.policy,
+            total_steps=self.stream.iterations * config.algorithm.epochs * config.algorithm.minibatches,
+            seed=self.seed("algorithm"),
+            dump_dir=directory.failures,
+        )
+        self.replay = ReplayStore.open(directory.replay, config.replay, seed=self.seed("replay"))
+        parts.callback(self.replay.close)
+
+    def _start_engine(self, parts: ExitStack) -> None:
+        engine = create_engine(
+            self.config.engine,
+            self._model_path,
+            tokenizer=self.policy.tokenizer,
+            lora_rank=self.config.model.lora.r,
+            dtype=self.policy.causal_lm.dtype,
+            device=self.policy.device,
+        )
+        parts.callback(engine.close)
+        self.engine = MeteredEngine(engine, self._count_tokens)
+        for task in self.stream.tasks:  # a prompt that is too long should not wait for the iteration that draws it
+            prompts = [*task.train, *task.validation, *task.test]
+            encode_prompts(self.policy.tokenizer, prompts, self.sampling(task), self.engine.max_model_len)
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.engine.close()
-        self.replay.close()
-        self.tracker.finish()
+        self._parts.close()
 
     # -- seeds and settings --------------------------------------------------------------------------------------------
 
@@ -106,21 +131,23 @@ class Run:
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase and show it."""
         started = time.monotonic()
+        outer, self._phase = self._phase, name
         with self.display.phase(name):
             try:
                 yield
             finally:
+                self._phase = outer
                 spent = time.monotonic() - started
                 self.state.seconds[name] = self.state.seconds.get(name, 0.0) + spent
                 self._iteration_seconds[name] = self._iteration_seconds.get(name, 0.0) + spent
 
-    def count_tokens(self, phase: str, tokens: int) -> None:
-        self.state.tokens[phase] = self.state.tokens.get(phase, 0) + tokens
+    def _count_tokens(self, tokens: int) -> None:
+        self.state.tokens[self._phase] = self.state.tokens.get(self._phase, 0) + tokens
 
     # -- warm start ----------------------------------------------------------------------------------------------------
 
-    def warm_start(self) -> None:
-        """Supervised fine-tuning of the policy on a few labelled examples of the first task.
+    def warm_start(self) -> dict[str, float]:
+        """Supervised fine-tuning of the policy on a few labelled examples of the first task; returns its metrics.
 
         Raises:
             TrainingError: its loss is not finite.
@@ -133,8 +160,7 @@ class Run:
             (encode_prompt(self.policy.tokenizer, prompt), template.replace("{reference}", str(prompt.reference)))
             for prompt in task.labelled_train[: self.config.warm_start.examples]
         ]
-        metrics = trainer.run(examples, seed=self.seed("warm_start"))
-        self.directory.write_json(self.directory.path / "warm_start.json", metrics)
+        return trainer.run(examples, seed=self.seed("warm_start"))
 
     # -- delivery ------------------------------------------------------------------------------------------------------
 
@@ -151,7 +177,8 @@ class Run:
         version = self.state.policy_version
         folder = self.directory.outbox / f"version_{version:06d}"
         if version > 0:
-            self.policy.save_adapter(folder)
+            with clear_os_errors(folder):
+                self.policy.save_adapter(folder)
             self.engine.sync(folder, version)
         trainer = self.policy.score_tokens(self.delivery.probe)
         report = self.delivery.verify(self.engine, version, trainer, folder if version > 0 else None)
@@ -162,14 +189,18 @@ class Run:
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
+    @property
+    def graded_tasks(self) -> list[Task]:
+        """The tasks whose held-out prompts have reference answers. The others train, and nobody can grade them."""
+        return [task for task in self.stream.tasks if task.has_references]
+
     def evaluate_test(self, label: str) -> None:
         """Measure the engine's adapter on the test split of every task and keep every outcome.
 
         The same seed each time: before and after differ by the policy, not by luck.
         """
-        settings = self.config.evaluation
-        for task in self.stream.tasks:
-            result = self._evaluate(task, "test", task.test, settings.final_samples, greedy=settings.greedy)
+        for task in self.graded_tasks:
+            result = self._evaluate(task, "test", task.test, self.config.evaluation.final_samples)
             self.directory.write_json(self._evaluation_path(label, task.name), result.as_json())
 
     def validate(self, iteration: int) -> dict[str, float]:
@@ -178,31 +209,33 @@ class Run:
         metrics: dict[str, float] = {}
         scores = []
         for task in self.stream.tasks_seen(max(iteration, 1)):
-            prompts = task.validation[: settings.prompts]
-            result = self._evaluate(task, "validation", prompts, settings.samples, greedy=settings.greedy)
+            if not task.has_references:
+                continue
+            result = self._evaluate(task, "validation", task.validation[: settings.prompts], settings.samples)
             self.directory.write_json(
                 self.directory.evaluations / f"iter_{iteration:06d}_validation_{task.name}.json", result.as_json()
             )
             metrics |= result.metrics()
             scores.append(result.pass_at_1().value)
-        score = float(np.mean(scores))
-        if note_validation(self.state, iteration, score, min_delta=settings.min_delta):
-            self.policy.save_adapter(self._best_adapter(iteration))
+        if scores and note_validation(
+            self.state, iteration, float(np.mean(scores)), tasks=len(scores), min_delta=settings.min_delta
+        ):
+            folder = self.directory.best_adapter(iteration)
+            with clear_os_errors(folder):
+                self.policy.save_adapter(folder)
         return metrics
 
-    def _evaluate(self, task: Task, split: str, prompts: Sequence[Prompt], samples: int, *, greedy: bool) -> Evaluation:
-        result = evaluate(
+    def _evaluate(self, task: Task, split: str, prompts: Sequence[Prompt], samples: int) -> Evaluation:
+        return evaluate(
             self.engine,
             self.graders[task.name],
             split,
             prompts,
             self.sampling(task),
             samples=samples,
-            greedy=greedy,
+            greedy=self.config.evaluation.greedy,
             seed=self.seed("evaluate", split, task.name),
         )
-        self.count_tokens("evaluate", result.tokens)
-        return result
 
     def load_evaluation(self, label: str, task: str) -> Evaluation:
         """A test evaluation that this run made earlier."""
@@ -219,14 +252,11 @@ class Run:
             "the last operand": wilson([float(right) for right in last_operand_correct(task, grader.grades)]),
         }
 
-    def _best_adapter(self, iteration: int) -> Path:
-        return self.directory.checkpoints / "best" / f"iter_{iteration:06d}"
-
     def select_final_adapter(self) -> None:
         """Serve the adapter that the final table is about."""
         best = self.state.best_iteration
         if self.config.evaluation.select == "best" and best is not None and best != self.state.iteration:
-            self.policy.load_adapter(self._best_adapter(best))
+            self.policy.load_adapter(self.directory.best_adapter(best))
             self.deliver()
 
     # -- records -------------------------------------------------------------------------------------------------------
@@ -236,7 +266,8 @@ class Run:
         row = {"iteration": iteration, "task": task.name, "policy_version": self.state.policy_version, **metrics}
         self.directory.append_line(self.directory.metrics, row)
         kept = fresh[: self.config.tracking.sample_groups]
-        self.directory.write_samples(iteration, [row for group in kept for row in sample_rows(group)])
+        if kept:
+            self.directory.write_samples(iteration, [row for group in kept for row in sample_rows(group)])
         self.tracker.log(iteration, metrics)
         self.tracker.log_rollouts(iteration, kept)
 
@@ -271,8 +302,10 @@ class Run:
         self.state.reward = self.reward.state()
         self.state.delivery = self.delivery.state()
         self.directory.write_checkpoint(iteration, self._write_checkpoint)
-        self.replay.prune_journal(self.directory.prune_checkpoints(self.config.loop.keep_checkpoints))
-        self.directory.prune_best(self.state.best_iteration)
+        kept = self.directory.prune_checkpoints(self.config.loop.keep_checkpoints)
+        self.replay.prune_journal(iteration_of(kept[0]))
+        best = [self.directory.read_json(folder / "state.json")["best_iteration"] for folder in kept]
+        self.directory.prune_best({number for number in best if number is not None})
 
     def _write_checkpoint(self, folder: Path) -> None:
         self.policy.save(folder / "policy")
@@ -282,19 +315,14 @@ class Run:
     def _restore(self) -> None:
         """Go back to the last checkpoint: afterwards everything is as it was when that one was written."""
         folder = self.directory.latest_checkpoint()
-        if folder is None:
-            self.directory.drop_after(-1)
-            self.replay.rollback(0)
-            self.delivery = DeliveryCheck(self.config.delivery, self._take_probe())
-            self._deliver_current()
-            return
-        self.state = LoopState.from_json(self.directory.read_json(folder / "state.json"))
-        self.directory.drop_after(self.state.iteration)
         self.replay.rollback(self.state.iteration)
-        self.policy.load(folder / "policy")
-        self.algorithm.load(folder / "algorithm")
-        self.reward.restore(self.state.reward)
-        self.delivery = DeliveryCheck.restore(self.config.delivery, self.state.delivery)
+        if folder is None:
+            self.delivery = DeliveryCheck(self.config.delivery, self._take_probe())
+        else:
+            self.policy.load(folder / "policy")
+            self.algorithm.load(folder / "algorithm")
+            self.reward.restore(self.state.reward)
+            self.delivery = DeliveryCheck.restore(self.config.delivery, self.state.delivery)
         self._deliver_current()
 
     def _take_probe(self) -> Probe:

@@ -16,8 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from rlsf.errors import RunDirError
-from rlsf.files import fsync
+from rlsf.files import clear_os_errors, fsync
+
+OWN = {
+    "config.yaml", "versions.json", "metrics.jsonl", "timings.jsonl", "summary.json", "samples",
+    "evaluations", "replay", "checkpoints", "failures", "outbox", "latest", "tensorboard", "wandb", ".lock",
+}  # fmt: skip
+"""What rlsf itself puts into the folder of a run."""
 
 
 class RunDir:
@@ -54,7 +62,7 @@ class RunDir:
             )
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunDirError(f"{path} exists and is no run of rlsf: choose another name with --name, or move it away")
-        with _clear_os_errors(path):
+        with clear_os_errors(path):
             for folder in (run.samples, run.evaluations, run.replay, run.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
         return run
@@ -71,10 +79,49 @@ class RunDir:
             raise RunDirError(f"{path} holds no run: config.yaml is missing. Start one with `rlsf run CONFIG`")
         return run
 
-    def remove(self) -> None:
-        """Delete the folder, if a run (and nothing else) is in it."""
-        if self.config.exists():
-            shutil.rmtree(self.path)
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within the block no other process works on this run.
+
+        Raises:
+            RunDirError: another one does.
+        """
+        lock = FileLock(self.path / ".lock")
+        with clear_os_errors(self.path):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:  # is an OSError too
+                busy = f"another process is working on {self.path}: wait until it ends, or stop it first"
+                raise RunDirError(busy) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def set_aside(self) -> Path | None:
+        """Make way for a new run of the same name; returns where the old one is now, None where there is none.
+
+        Raises:
+            RunDirError: it is no run, holds files that rlsf did not write, or is being worked on.
+        """
+        if not self.config.exists():
+            return None
+        foreign = sorted(path.name for path in self.path.iterdir() if path.name.removesuffix(".tmp") not in OWN)
+        if self.path.is_symlink() or not self.versions.exists() or foreign:
+            holds = f"it holds {foreign[0]}" if foreign else "it is a link, or no run of rlsf"
+            raise RunDirError(f"{self.path} is not overwritten: {holds}. Move it away, or give another --name")
+        aside = self.path.with_name(f".{self.path.name}.previous")
+        with self.locked(), clear_os_errors(aside):
+            if aside.exists():
+                shutil.rmtree(aside)
+            self.path.rename(aside)
+        return aside
+
+    def discard(self, previous: Path | None) -> None:
+        """Undo `create` and `set_aside`: for a run that could not start."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if previous is not None:
+            previous.rename(self.path)
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -83,7 +130,7 @@ class RunDir:
 
     def write_text(self, path: Path, text: str) -> None:
         """Replace a file whole: a reader sees the old text or the new one, never half of it."""
-        with _clear_os_errors(path):
+        with clear_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(path.name + ".tmp")
             with temporary.open("w", encoding="utf-8") as file:
@@ -91,6 +138,7 @@ class RunDir:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            fsync(path.parent)
 
     def read_json(self, path: Path) -> Any:
         """Raises RunDirError where the file is missing or broken."""
@@ -100,7 +148,7 @@ class RunDir:
             raise RunDirError(f"cannot read {path}: {error}. The run directory is damaged or incomplete") from error
 
     def append_line(self, path: Path, row: dict[str, Any]) -> None:
-        with _clear_os_errors(path), path.open("a", encoding="utf-8") as file:
+        with clear_os_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -132,7 +180,7 @@ class RunDir:
         """Let `write` fill a temporary folder, make it durable, rename it into place, and point `latest` at it."""
         final = self.checkpoint(iteration)
         temporary = self.checkpoints / f".iter_{iteration:06d}"
-        with _clear_os_errors(final):
+        with clear_os_errors(final):
             for leftover in (temporary, final):
                 if leftover.exists():
                     shutil.rmtree(leftover)
@@ -164,17 +212,20 @@ class RunDir:
             )
         return path
 
-    def prune_checkpoints(self, keep: int) -> int:
-        """Delete all but the newest `keep`; returns the iteration of the oldest one left."""
-        kept = sorted(self.checkpoints.glob("iter_*"))
-        for path in kept[:-keep]:
+    def prune_checkpoints(self, keep: int) -> list[Path]:
+        """Delete all but the newest `keep`, and return those, oldest first."""
+        paths = sorted(self.checkpoints.glob("iter_*"))
+        for path in paths[:-keep]:
             shutil.rmtree(path)
-        return iteration_of(kept[-keep:][0])
+        return paths[-keep:]
 
-    def prune_best(self, iteration: int | None) -> None:
-        """Keep only the best adapter."""
+    def best_adapter(self, iteration: int) -> Path:
+        return self.best / f"iter_{iteration:06d}"
+
+    def prune_best(self, iterations: set[int]) -> None:
+        """Keep only the best adapters as of these iterations."""
         for path in self.best.glob("iter_*"):
-            if iteration_of(path) != iteration:
+            if iteration_of(path) not in iterations:
                 shutil.rmtree(path)
 
 
@@ -194,15 +245,3 @@ def iteration_of(path: Path) -> int:
 
 def _is_kept(line: str, iteration: int) -> bool:
     return line.endswith("\n") and int(json.loads(line)["iteration"]) <= iteration
-
-
-@contextmanager
-def _clear_os_errors(path: Path) -> Iterator[None]:
-    """A full disk, missing rights and their like, said in one line that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise RunDirError(
-            f"cannot write {path}: {error.strerror or error}. Free space or mend the rights; then `rlsf resume` "
-            "continues from the last checkpoint"
-        ) from error

@@ -1,5 +1,6 @@
 """What `rlsf run` and `rlsf resume` do."""
 
+import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -7,6 +8,7 @@ from rich.console import Console
 from rlsf.config.load import load_config, resolved_yaml
 from rlsf.config.schema import RunConfig
 from rlsf.display import Display
+from rlsf.errors import RunDirError
 from rlsf.evaluation.report import print_summary
 from rlsf.loop import train
 from rlsf.provenance import provenance
@@ -16,19 +18,28 @@ from rlsf.tasks import Stream, Task, build_stream
 
 
 def start(config: RunConfig, console: Console, *, overwrite: bool = False) -> None:
-    """A new run, from config to table.
+    """A new run, from config to table. One that cannot even start leaves nothing behind, and what it would have
+    overwritten where it was.
 
     Raises:
         RlsfError, EngineError, RewardError: with a message for the user.
     """
-    path = Path(config.output_dir) / config.name
     stream = build_stream(config)  # before the folder is made: bad data leaves no trace
-    if overwrite:
-        RunDir(path).remove()
+    path = Path(config.output_dir) / config.name
+    previous = RunDir(path).set_aside() if overwrite else None
     directory = RunDir.create(path)
-    directory.write_text(directory.config, resolved_yaml(config))
-    directory.write_json(directory.versions, provenance())
-    _train(config, directory, stream, console)
+    with Display(console, f"rlsf {config.name}", total=stream.iterations) as display, directory.locked():
+        try:
+            directory.write_text(directory.config, resolved_yaml(config))
+            directory.write_json(directory.versions, {**provenance(), "data": stream.digests()})
+            run = Run(config, directory, stream, display)
+        except BaseException:
+            directory.discard(previous)
+            raise
+        if previous is not None:
+            shutil.rmtree(previous)
+        _train(run)
+    _conclude(directory, console)
 
 
 def continue_run(directory: RunDir, console: Console) -> None:
@@ -38,23 +49,43 @@ def continue_run(directory: RunDir, console: Console) -> None:
         RlsfError, EngineError, RewardError: with a message for the user.
     """
     if directory.summary.exists():
-        console.print(f"{directory.path} is finished.", highlight=False)
+        console.print(f"{directory.path} is finished.", highlight=False, markup=False)
         print_summary(directory.read_json(directory.summary), console)
         return
     config = load_config(directory.config)
-    _train(config, directory, build_stream(config), console)
+    stream = build_stream(config)
+    _check_data(directory, stream)
+    with Display(console, f"rlsf {config.name}", total=stream.iterations) as display, directory.locked():
+        _train(Run(config, directory, stream, display))
+    _conclude(directory, console)
 
 
-def _train(config: RunConfig, directory: RunDir, stream: Stream, console: Console) -> None:
-    with (
-        Display(console, f"rlsf {config.name}", total=stream.iterations) as display,
-        Run(config, directory, stream, display) as run,
-    ):
-        for task in stream.tasks:
-            display.say(describe_data(task))
+def _check_data(directory: RunDir, stream: Stream) -> None:
+    """Raises RunDirError where a source has changed since the run began: held-out prompts would be trained on."""
+    known = directory.read_json(directory.versions).get("data", {})
+    changed = [name for name, digest in stream.digests().items() if known.get(name) != digest]
+    if changed:
+        raise RunDirError(
+            f"the data of task {changed[0]!r} is not what {directory.path} began with: restore its source, or start a "
+            "new run on the new data"
+        )
+
+
+def _train(run: Run) -> None:
+    with run:
+        for task in run.stream.tasks:
+            run.display.say(describe_data(task))
+            if not task.has_references:
+                run.display.warn(
+                    f"task {task.name} has no reference answers on its held-out prompts: its accuracy cannot be "
+                    "measured, so watch the rewards and read the samples"
+                )
         train(run)
+
+
+def _conclude(directory: RunDir, console: Console) -> None:
     print_summary(directory.read_json(directory.summary), console)
-    console.print(f"Everything is in {directory.path}", highlight=False)
+    console.print(f"Everything is in {directory.path}", highlight=False, markup=False)
 
 
 def describe_data(task: Task) -> str:

@@ -38,6 +38,10 @@ def score_rollouts(
     return run.reward.score(rollouts, reward_context(run, task, prompts, iteration))
 
 
+MONITORED = 64
+"""Rollouts per iteration that tell the KL to the reference where the algorithm itself does not need it."""
+
+
 def make_groups(
     run: "Run",
     task: "Task",
@@ -46,7 +50,8 @@ def make_groups(
     scores: list[list[Score]],
     iteration: int,
 ) -> list[Group]:
-    """Experiences as they are kept: without labels, with reference log-probabilities where the algorithm needs them."""
+    """Experiences as they are kept: prompts without labels (a verifier's evidence names the reference it compared
+    with), and reference log-probabilities where the algorithm needs them."""
     flat = [rollout for group in rollouts for rollout in group]
     references: list[tuple[float, ...] | None] = [None] * len(flat)
     if run.algorithm.needs_reference:
@@ -66,6 +71,30 @@ def make_groups(
     ]
 
 
+def policy_metrics(run: "Run", task: "Task", groups: Sequence[Group]) -> dict[str, float]:
+    """Where the policy stood when it sampled: per-token entropy, and KL to the reference, both in nats.
+
+    `rollout/entropy` is the mean of −log p of the sampled tokens; `rollout/kl` the k3 estimate of KL(π ‖ ref), mean of
+    r − 1 − log r with r = ref/π (http://joschu.net/blog/kl-approx.html).
+    """
+    experiences = [e for group in groups for e in group.experiences if e.rollout.completion_ids]
+    if not experiences:
+        return {}
+    logprobs = np.concatenate([e.rollout.logprobs for e in experiences])
+    metrics = {"rollout/entropy": float(-logprobs.mean())}
+    known = [e.reference_logprobs for e in experiences if e.reference_logprobs is not None]
+    references = np.concatenate(known) if len(known) == len(experiences) else _references(run, task, experiences)
+    log_ratio = references - logprobs[: len(references)]
+    return metrics | {"rollout/kl": float((np.exp(log_ratio) - 1 - log_ratio).mean())}
+
+
+def _references(run: "Run", task: "Task", experiences: Sequence[Experience]) -> np.ndarray:
+    """Log-probabilities of the first rollouts' tokens under the reference, one after the other."""
+    rollouts = [experience.rollout for experience in experiences[:MONITORED]]
+    rows = run.policy.logprobs(rollouts, adapter="reference", temperature=run.sampling(task).temperature)
+    return np.concatenate(rows)
+
+
 def count_tokens(rollouts: Sequence[Sequence[Rollout]]) -> int:
     """Generated tokens."""
     return sum(len(rollout.completion_ids) for group in rollouts for rollout in group)
@@ -79,7 +108,6 @@ def reward_metrics(rollouts: list[list[Rollout]], scores: list[list[Score]]) -> 
     metrics = {
         "rollout/tokens": float(lengths.mean()),
         "rollout/truncated": float(np.mean([rollout.truncated for rollout in flat_rollouts])),
-        "rollout/logprob": float(np.mean([np.mean(rollout.logprobs) for rollout in flat_rollouts if rollout.logprobs])),
         "reward/no_opinion": float(np.mean([score.value is None for score in flat_scores])),
     }
     scored = [

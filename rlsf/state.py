@@ -17,6 +17,8 @@ class LoopState:
     """Generated so far, by phase."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Spent so far, by phase, over all sittings of the run."""
+    validated_tasks: int = 0
+    """Tasks in the last validation: where more have joined since, its score cannot be compared with the next."""
     best_value: float | None = None
     best_iteration: int | None = None
     evaluations_since_best: int = 0

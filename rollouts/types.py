@@ -112,6 +112,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def max_model_len(self) -> int:
+        """Tokens that prompt and completion may have together."""
+        ...
+
+    @property
     def description(self) -> str:
         """One line for people: engine, sync mode, device."""
         ...

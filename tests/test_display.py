@@ -15,8 +15,8 @@ METRICS = {
     "reward/mean": 0.25,
     "validation/a/pass@1": 0.2,
     "validation/b/pass@1": 0.4,
-    "policy/kl": 0.0123,
-    "policy/entropy": 1.5,
+    "rollout/kl": 0.0123,
+    "rollout/entropy": 1.5,
     "rollout/tokens": 3.4,
     "rollout/truncated": 0.0,
 }
@@ -73,7 +73,7 @@ def summary(**changes):
     }  # fmt: skip
     return {
         "tasks": {"sums": task}, "iterations": 9, "seconds": {"train": 90.0}, "engine": "vLLM", "stop_reason": None,
-        "labels": {"warm_start_examples": 0, "reward_sees_labels": False}, **changes,
+        "labels": {"warm_start_examples": 0, "reward_sees_labels": False, "validation_labels_choose": True}, **changes,
     }  # fmt: skip
 
 
@@ -84,7 +84,8 @@ def test_the_final_table(width):
     text = " ".join(said(out).split())
     for part in (
         "200 held-out prompts", "0.500", "[0.400, 0.600]", "+0.200", "[+0.100, +0.300]", "always the most",
-        "9 iterations in 1.5 min on vLLM", "no label was used in the loop", "Stopped early: it stood still.",
+        "9 iterations in 1.5 min on vLLM", "no label was trained on in the loop, validation labels chose",
+        "Stopped early: it stood still.",
     ):  # fmt: skip
         assert part in text, part
     assert all(len(line) <= width for line in said(out).splitlines())

@@ -25,8 +25,39 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RunDirError, match="no run of rlsf"):
         RunDir.create(tmp_path)
-    RunDir(tmp_path).remove()
+    assert RunDir(tmp_path).set_aside() is None
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_only_a_run_with_nothing_else_in_it_is_overwritten(tmp_path):
+    foreign = tmp_path / "project"
+    foreign.mkdir()
+    (foreign / "config.yaml").write_text("of another tool")
+    with pytest.raises(RunDirError, match="no run of rlsf"):
+        RunDir(foreign).set_aside()
+    run = RunDir.create(tmp_path / "run")
+    run.write_text(run.config, "name: run\n")
+    run.write_json(run.versions, {})
+    (run.path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunDirError, match=r"it holds thesis\.tex"):
+        run.set_aside()
+    (tmp_path / "link").symlink_to(run.path)
+    with pytest.raises(RunDirError, match="not overwritten"):
+        RunDir(tmp_path / "link").set_aside()
+    (run.path / "thesis.tex").unlink()
+    with run.locked(), pytest.raises(RunDirError, match="another process"):
+        RunDir(run.path).set_aside()
+    aside = run.set_aside()
+    assert aside is not None and (aside / "config.yaml").exists() and not run.path.exists()
+    RunDir.create(run.path).discard(aside)
+    assert run.config.read_text() == "name: run\n"
+
+
+def test_two_processes_never_work_on_one_run(directory):
+    with directory.locked(), pytest.raises(RunDirError, match="another process"), RunDir(directory.path).locked():
+        pass
+    with RunDir(directory.path).locked():
+        pass
 
 
 def test_opening_what_is_no_run_says_so(tmp_path):
@@ -68,9 +99,9 @@ def test_old_checkpoints_go_and_the_best_adapter_stays(directory):
     for iteration in range(5):
         directory.write_checkpoint(iteration, lambda folder: (folder / "a").write_text("1"))
     for iteration in (0, 2):
-        (directory.best / f"iter_{iteration:06d}").mkdir(parents=True)
-    assert directory.prune_checkpoints(keep=2) == 3
-    directory.prune_best(2)
+        directory.best_adapter(iteration).mkdir(parents=True)
+    assert directory.prune_checkpoints(keep=2) == [directory.checkpoint(3), directory.checkpoint(4)]
+    directory.prune_best({2})
     assert sorted(path.name for path in directory.checkpoints.iterdir()) == ["best", "iter_000003", "iter_000004"]
     assert [path.name for path in directory.best.iterdir()] == ["iter_000002"]
 

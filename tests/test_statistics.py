@@ -35,7 +35,7 @@ def test_wilson_covers_the_truth_for_clustered_samples():
     hits = 0
     for _ in range(400):
         difficulty = rng.beta(0.4, 1.2, size=150)
-        estimate = wilson(rng.binomial(4, difficulty) / 4)
+        estimate = wilson(rng.binomial(4, difficulty) / 4, 4)
         hits += estimate.low <= 0.25 <= estimate.high
     assert hits / 400 == pytest.approx(0.95, abs=0.03)
 

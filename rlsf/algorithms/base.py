@@ -34,8 +34,8 @@ class Algorithm(Protocol):
         The same groups, seed and state give the same adapter, bit for bit on a CPU.
 
         Raises:
-            TrainingError: a loss or gradient is not finite. The optimizer has not stepped, and the batch is saved in a
-                file that the message names.
+            TrainingError: a loss or gradient is not finite. That step is not taken, and its batch is saved in a file
+                that the message names.
         """
         ...
 

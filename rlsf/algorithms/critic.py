@@ -43,15 +43,10 @@ class Critic:
         self._head = nn.Linear(hidden_size, 1, device=policy.device)
         nn.init.zeros_(self._head.weight)
         nn.init.zeros_(self._head.bias)
-        self._optimizer = AdapterOptimizer(
+        self._optimizer = AdapterOptimizer.from_config(
             [*policy.parameters(VALUE), *self._head.parameters()],
-            learning_rate=config.value_learning_rate,
+            config.model_copy(update={"learning_rate": config.value_learning_rate}),
             total_steps=total_steps,
-            schedule=config.schedule,
-            warmup_steps=config.warmup_steps,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
         )
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 Hugging Face's `train()` makes a new optimizer and schedule on every call; here both live for the whole run.
 """
 
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,7 +65,7 @@ class AdapterOptimizer:
     def from_config(
         cls, parameters: Sequence[nn.Parameter], config: OptimizerConfig, *, total_steps: int
     ) -> "AdapterOptimizer":
-        """The policy's, as the algorithm's section says."""
+        """As the algorithm's section says."""
         return cls(
             parameters,
             learning_rate=config.learning_rate,
@@ -129,7 +130,9 @@ def step_metrics(steps: Sequence[Step]) -> dict[str, float]:
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, folder / _STATE)
+    content = io.BytesIO()
+    torch.save(state, content)
+    (folder / _STATE).write_bytes(content.getvalue())  # torch's own writer raises no OSError when the disk is full
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -169,8 +172,8 @@ def fail_with_batch(folder: Path, update: str, batch: Sequence[Experience | Toke
         content = {"reason": reason, "batch": [_dump_row(item) for item in batch]}
         path.write_text(json.dumps(content, indent=1), "utf-8")
         raise TrainingError(
-            f"{update}: {reason}, so the run stops before the weights change. The batch is in {path}: look there for "
-            "rewards or log-probabilities that are not finite; if there are none, lower the learning rate"
+            f"{update}: {reason}, so the run stops before this step changes any weight. The batch is in {path}: look "
+            "there for rewards or log-probabilities that are not finite; if there are none, lower the learning rate"
         )
 
     return fail

@@ -346,12 +346,18 @@ class EvaluationConfig(Section):
     final_samples: int = Field(4, ge=1)
     """Completions per test prompt in the table at the end."""
     patience: int | None = Field(None, ge=1)
-    """Stop when validation pass@1 has not improved for this many evaluations."""
+    """Stop when validation pass@1 has not improved for this many evaluations; in a stream the last task alone can end
+    the run."""
     min_delta: float = Field(0.0, ge=0)
     """An improvement is more than this."""
     select: Literal["last", "best"] = "last"
-    """Which adapter the final table tests: the last, or the one with the best validation pass@1 (uses validation labels
-    to choose, never to train)."""
+    """Which adapter the final table tests: the last, or the one with the best validation pass@1 since the last task
+    joined the stream (uses validation labels to choose, never to train)."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether validation labels decide which adapter is tested or when the run ends."""
+        return self.select == "best" or self.patience is not None
 
 
 class PreflightConfig(Section):
@@ -380,7 +386,7 @@ class TrackingConfig(Section):
     wandb: WandbConfig = WandbConfig()
     tensorboard: bool = True
     sample_groups: int | None = Field(None, ge=0)
-    """Groups per iteration written to samples/; None writes all."""
+    """Groups per iteration written to samples/ and the trackers; None writes all."""
 
 
 class RunConfig(Section):

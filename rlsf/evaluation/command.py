@@ -1,6 +1,7 @@
 """What `rlsf eval` does."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -16,9 +17,10 @@ from rlsf.models import load_tokenizer, resolve_model
 from rlsf.models.loading import choose_device, choose_dtype
 from rlsf.run_dir import RunDir, iteration_of
 from rlsf.seeds import derive_seed
-from rlsf.tasks import Stream, build_stream
+from rlsf.tasks import Task, build_stream
+from rollouts.adapter import read_adapter
 from rollouts.factory import create_engine
-from rollouts.types import Engine
+from rollouts.types import Engine, EngineError
 
 
 def evaluate_run(
@@ -42,39 +44,53 @@ def evaluate_run(
     """
     config = load_config(directory.config)
     stream = build_stream(config)
-    folder = find_adapter(directory, adapter)
-    with Display(console, f"rlsf eval {directory.path}", total=len(stream.tasks)) as display:
+    tasks = [task for task in stream.tasks if task.has_references]
+    if not tasks:
+        raise RunDirError(f"{directory.path}: no task has reference answers, so there is nothing to grade with")
+    folder, iteration = find_adapter(directory, adapter)
+    with Display(console, f"rlsf eval {directory.path}", total=len(tasks)) as display:
         with display.phase("start engine"):
             engine = _engine(config)
         try:
             if folder is not None:
                 engine.sync(folder, version=1)
-            evaluations = _evaluate(config, stream, engine, split, samples, limit, display)
+                _check_served(engine, folder)
+            evaluations = _evaluate(config, tasks, engine, split, samples, limit, display)
         finally:
             engine.close()
     print_evaluations(evaluations, adapter, console)
     if output is not None:
-        directory.write_text(output, json.dumps([evaluation.as_json() for evaluation in evaluations], indent=2))
+        rows = [{**evaluation.as_json(), "adapter": adapter, "iteration": iteration} for evaluation in evaluations]
+        directory.write_text(output, json.dumps(rows, indent=2))
 
 
-def find_adapter(directory: RunDir, name: str) -> Path | None:
-    """The adapter's folder; None for the base model.
+def find_adapter(directory: RunDir, name: str) -> tuple[Path | None, int | None]:
+    """The adapter's folder and the iteration it was saved in; None and None for the base model.
 
     Raises:
         RunDirError: there is no such adapter; the message lists those that there are.
     """
     if name == "base":
-        return None
-    folders = {str(iteration_of(path)): path for path in directory.checkpoints.glob("iter_*")}
+        return None, None
+    iterations = {str(iteration_of(path)): iteration_of(path) for path in directory.checkpoints.glob("iter_*")}
+    adapters = {key: directory.checkpoint(number) / "policy" / "default" for key, number in iterations.items()}
     latest = directory.latest_checkpoint()
     if latest is not None:
-        folders["last"] = latest
-    adapters = {key: path / "policy" / "default" for key, path in folders.items()}
-    for path in directory.best.glob("iter_*"):
-        adapters["best"] = path
+        iterations["last"] = iteration_of(latest)
+        adapters["last"] = latest / "policy" / "default"
+        best = directory.read_json(latest / "state.json")["best_iteration"]
+        if best is not None:
+            iterations["best"], adapters["best"] = best, directory.best_adapter(best)
     if name not in adapters:
         raise RunDirError(f"{directory.path} has no adapter {name!r}; it has {', '.join(['base', *sorted(adapters)])}")
-    return adapters[name]
+    return adapters[name], iterations[name]
+
+
+def _check_served(engine: Engine, folder: Path) -> None:
+    """Raises EngineError where the engine can tell what it serves, and it is not the adapter in `folder`."""
+    served = getattr(engine, "fingerprint", None)
+    if engine.version != 1 or (served is not None and served != read_adapter(folder).fingerprint):
+        raise EngineError(f"the engine ({engine.description}) does not serve the adapter in {folder}")
 
 
 def _engine(config: RunConfig) -> Engine:
@@ -91,10 +107,16 @@ def _engine(config: RunConfig) -> Engine:
 
 
 def _evaluate(
-    config: RunConfig, stream: Stream, engine: Engine, split: str, samples: int, limit: int | None, display: Display
+    config: RunConfig,
+    tasks: Sequence[Task],
+    engine: Engine,
+    split: str,
+    samples: int,
+    limit: int | None,
+    display: Display,
 ) -> list[Evaluation]:
     evaluations = []
-    for task in stream.tasks:
+    for task in tasks:
         with display.phase(f"evaluate {task.name}"):
             prompts = task.test if split == "test" else task.validation
             evaluations.append(

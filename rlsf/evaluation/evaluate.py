@@ -1,10 +1,10 @@
 """Runs the policy on held-out prompts and grades what it says."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from reward.rewards.majority import count_votes
 from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.statistics import Estimate, paired_bootstrap, pass_at_k, wilson
 from rollouts.types import Engine, Prompt, Rollout, SamplingParams
@@ -30,13 +30,11 @@ class Outcome:
         return sum(self.correct) / len(self.correct)
 
     @property
-    def majority(self) -> bool:
-        """Whether the most frequent answer is right; ties go to the answer given first."""
-        votes = Counter(answer for answer in self.answers if answer is not None)
-        if not votes:
-            return False
-        winner = votes.most_common(1)[0][0]
-        return self.correct[self.answers.index(winner)]
+    def majority(self) -> float:
+        """Probability that the most frequent answer is right, ties broken at random; 0 without an answer."""
+        winners = count_votes(self.answers).winners
+        right = dict(zip(self.answers, self.correct, strict=True))
+        return sum(right[answer] for answer in winners) / len(winners) if winners else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +55,14 @@ class Evaluation:
         return sum(outcome.tokens for outcome in self.outcomes)
 
     def pass_at_1(self) -> Estimate:
-        return wilson([outcome.share for outcome in self.outcomes])
+        return wilson([outcome.share for outcome in self.outcomes], self.samples)
 
     def pass_at_n(self) -> Estimate:
         n = self.samples
         return wilson([pass_at_k(n, sum(outcome.correct), n) for outcome in self.outcomes])
 
     def majority(self) -> Estimate:
-        return wilson([float(outcome.majority) for outcome in self.outcomes])
+        return wilson([outcome.majority for outcome in self.outcomes])
 
     def greedy(self) -> Estimate | None:
         if self.outcomes[0].greedy is None:

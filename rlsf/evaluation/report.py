@@ -34,6 +34,7 @@ def summarize(run: "Run") -> dict[str, Any]:
         "labels": {
             "warm_start_examples": run.config.warm_start.examples if run.config.warm_start else 0,
             "reward_sees_labels": "reference" in run.reward.needs,
+            "validation_labels_choose": run.config.evaluation.chooses,
         },
         "tasks": tasks,
         "preflight": run.state.preflight,
@@ -44,6 +45,8 @@ def summarize(run: "Run") -> dict[str, Any]:
 
 
 def _summarize_task(run: "Run", task: "Task") -> dict[str, Any]:
+    if not task.has_references:
+        return {"base": None, "warm_start": None, "final": None, "change": None, "trivial": {}}
     base = run.load_evaluation("base", task.name)
     warm = run.load_evaluation("warm_start", task.name) if run.config.warm_start else None
     final = run.load_evaluation("final", task.name)
@@ -68,10 +71,17 @@ STAGES = {"base": "base model", "warm_start": "after warm start", "final": "afte
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """A table per task: before, after, the paired change, and what answering without thinking would score."""
     for name, task in summary["tasks"].items():
-        console.print(_task_table(name, task, console.width))
+        if task["final"] is None:
+            console.print(f"{name}: no reference answers, so no accuracy", highlight=False, markup=False)
+        else:
+            console.print(_task_table(name, task, console.width))
     labels = summary["labels"]["warm_start_examples"]
     used = f"{labels} labelled examples in the warm start; " if labels else ""
-    seen = "the reward sees labels" if summary["labels"]["reward_sees_labels"] else "no label was used in the loop"
+    seen = (
+        "the reward sees labels" if summary["labels"]["reward_sees_labels"] else "no label was trained on in the loop"
+    )
+    if summary["labels"]["validation_labels_choose"]:
+        seen += ", validation labels chose the adapter or the end"
     minutes = sum(summary["seconds"].values()) / 60
     console.print(
         f"{summary['iterations']} iterations in {minutes:.1f} min on {summary['engine']}; {used}{seen}. "

@@ -22,14 +22,16 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def wilson(shares: Sequence[float]) -> Estimate:
+def wilson(shares: Sequence[float], samples: int = 1) -> Estimate:
     """Mean of per-prompt accuracies in [0, 1] with Wilson's 95% interval (Wilson 1927).
 
     Several samples of one prompt are not independent, so the interval is taken at the effective sample size
-    p(1 − p) / Var(mean) (Korn & Graubard 1998); with one sample per prompt that is Wilson's own interval on n prompts.
+    p(1 − p) / Var(mean) (Korn & Graubard 1998), which never counts a sample twice: at most n · samples. With one sample
+    per prompt that is Wilson's own interval on n prompts.
 
     Args:
         shares: per prompt, the share of its samples that were right.
+        samples: per prompt.
 
     Raises:
         ValueError: no prompts.
@@ -41,7 +43,7 @@ def wilson(shares: Sequence[float]) -> Estimate:
     n_effective = float(n)
     variance = values.var() / n  # population deviation: equals p(1 − p)/n when every share is 0 or 1
     if variance > 0:
-        n_effective = p * (1 - p) / variance
+        n_effective = min(p * (1 - p) / variance, float(n * samples))
     z = float(stats.norm.ppf(0.975))
     centre = (p + z**2 / (2 * n_effective)) / (1 + z**2 / n_effective)
     half = z / (1 + z**2 / n_effective) * np.sqrt(p * (1 - p) / n_effective + z**2 / (4 * n_effective**2))

@@ -1,5 +1,7 @@
 """Tasks one after the other, each with its budget of iterations and its own held-out data."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -40,6 +42,14 @@ class Task:
         """Whether every held-out prompt can be graded."""
         return all(prompt.reference is not None or prompt.grading for prompt in (*self.validation, *self.test))
 
+    def digest(self) -> str:
+        """SHA-256 of the prompts' ids and references in every split: of the data that a run trains and is graded on."""
+        splits = [
+            [[prompt.id, prompt.reference] for prompt in prompts]
+            for prompts in (self.train, self.validation, self.test)
+        ]
+        return hashlib.sha256(json.dumps(splits).encode()).hexdigest()
+
     @property
     def labelled_train(self) -> tuple[Prompt, ...]:
         """Training prompts with a reference answer, for a warm start."""
@@ -78,6 +88,10 @@ class Stream:
     def iterations(self) -> int:
         """Of all tasks together."""
         return self.tasks[-1].last_iteration
+
+    def digests(self) -> dict[str, str]:
+        """`Task.digest` by the task's name."""
+        return {task.name: task.digest() for task in self.tasks}
 
     def active(self, iteration: int) -> Task:
         """The task that is trained in an iteration, counted from 1."""
@@ -139,6 +153,10 @@ def _check_labels(config: RunConfig, tasks: Sequence[Task]) -> None:
                 f"task {task.name!r}: the reward needs reference answers, and {bare} of {len(task.train)} training "
                 f"prompts have none{_columns_hint(task)}"
             )
+    if config.evaluation.chooses and not any(task.has_references for task in tasks):
+        raise DataError(
+            "evaluation: patience and select: best need reference answers on validation prompts, and no task has any"
+        )
     if config.warm_start is not None and len(tasks[0].labelled_train) < config.warm_start.examples:
         raise DataError(
             f"task {tasks[0].name!r}: warm_start.examples asks for {config.warm_start.examples} labelled training "

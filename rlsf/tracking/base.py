@@ -1,11 +1,11 @@
 """One tracker that forwards to those that the config asks for."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from rlsf.config.schema import RunConfig
 from rlsf.experience import Group
+from rlsf.run_dir import RunDir, read_jsonl
 
 
 class Backend(Protocol):
@@ -39,21 +39,26 @@ class Tracker:
         self._backends = []
 
 
-def create_tracker(config: RunConfig, directory: Path, ids: dict[str, Any], *, iteration: int) -> Tracker:
+def create_tracker(config: RunConfig, directory: RunDir, ids: dict[str, Any], *, iteration: int) -> Tracker:
     """Backends as `tracking` says.
 
     Args:
-        directory: the run's folder.
+        directory: of the run.
         ids: remembered between sittings, so that a resumed run continues as the same one; filled in here.
-        iteration: the last one that counts; what a backend holds beyond it is overwritten.
+        iteration: the last one that counts. A killed run may have lost what a backend had not yet written, and may
+            have logged iterations that will be done again.
+
+    Raises:
+        ConfigError: wandb cannot be used as configured.
     """
     backends: list[Backend] = []
     if config.tracking.tensorboard:
         from rlsf.tracking.tensorboard import TensorBoardBackend
 
-        backends.append(TensorBoardBackend(directory / "tensorboard", purge_after=iteration))
+        backends.append(TensorBoardBackend(directory.path / "tensorboard", purge_after=iteration))
     if config.tracking.wandb.mode != "disabled":
         from rlsf.tracking.wandb import WandbBackend
 
-        backends.append(WandbBackend(config, directory, ids))
+        history = [*read_jsonl(directory.metrics), *read_jsonl(directory.timings)]
+        backends.append(WandbBackend(config, directory.path, ids, history))
     return Tracker(backends)

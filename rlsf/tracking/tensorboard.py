@@ -12,14 +12,16 @@ from rlsf.samples import as_markdown
 
 class TensorBoardBackend:
     def __init__(self, directory: Path, *, purge_after: int) -> None:
-        self._writer = SummaryWriter(str(directory), purge_step=purge_after + 1 if purge_after else None)
+        self._writer = SummaryWriter(str(directory), purge_step=purge_after + 1)
 
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, iteration)
+        self._writer.flush()  # a kill would lose what is not on disk
 
     def log_rollouts(self, iteration: int, groups: Sequence[Group]) -> None:
-        self._writer.add_text("rollouts", "\n\n".join(as_markdown(group) for group in groups[:4]), iteration)
+        if groups:
+            self._writer.add_text("rollouts", "\n\n".join(as_markdown(group) for group in groups[:4]), iteration)
 
     def finish(self, summary: dict[str, Any] | None) -> None:
         self._writer.close()

@@ -1,0 +1,223 @@
+"""`rlsf run` and `rlsf resume` when something around them is amiss: data, disk, another process, reward, engine."""
+
+import json
+import resource
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from rlsf.run_dir import RunDir
+from tests.killing import Moment, run_cli
+
+ROWS = [{"prompt": f"{a} + {b} =", "reference": str(a + b)} for a in range(10) for b in range(10)]
+CONFIG = """
+name: run
+output_dir: {folder}/runs
+model: {{source: lab}}
+engine: {{kind: {engine}}}
+tasks:
+  - name: sums
+    source: {{kind: file, path: {folder}/data.jsonl}}
+    split: {{validation: 4, test: 4}}
+    max_tokens: 4
+sampling: {{n: 2}}
+reward: {reward}
+loop: {{iterations: 3, prompts: 4}}
+evaluation: {{every: 2, samples: 2, final_samples: 2}}
+preflight: {{canary: 4}}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Writes data and config; returns what starts the run."""
+
+    def write(*overrides, rows=ROWS, engine="transformers", reward="{kind: majority}"):
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "config.yaml").write_text(CONFIG.format(folder=tmp_path, engine=engine, reward=reward))
+        return ["run", str(tmp_path / "config.yaml"), *[part for o in overrides for part in ("--set", o)]]
+
+    return write
+
+
+def fails(arguments, log: Path, arm=None) -> str:
+    """What rlsf says when it fails as it should: status 2, one error, no traceback."""
+    status = run_cli([str(argument) for argument in arguments], log, arm)
+    said = log.read_text()
+    assert status == 2, f"status {status}:\n{said}"
+    assert "Traceback" not in said
+    assert said.count("error:") == 1, said
+    return " ".join(said.split())
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [[{"prompt": row["prompt"]} for row in ROWS], ROWS])
+def test_a_label_free_run_needs_no_labels(rows, experiment, tmp_path):
+    """On data without references, or with a config that does not look at them, nothing is graded and all else works."""
+    overrides = [] if "reference" not in rows[0] else ["tasks.0.source.reference_column=null"]
+    log = tmp_path / "log"
+    assert run_cli(experiment(*overrides, rows=rows), log) == 0, log.read_text()
+    said = " ".join(log.read_text().split())
+    assert "its accuracy cannot be measured" in said
+    assert "sums: no reference answers, so no accuracy" in said
+    run = tmp_path / "runs" / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["tasks"]["sums"]["final"] is None
+    assert summary["iterations"] == 3
+    assert not list((run / "evaluations").iterdir())
+    assert "nothing to grade with" in fails(["eval", run], tmp_path / "eval")
+
+
+def test_choosing_by_validation_needs_labels(experiment, tmp_path):
+    command = experiment("evaluation.select=best", rows=[{"prompt": row["prompt"]} for row in ROWS])
+    assert "select: best need reference answers" in fails(command, tmp_path / "log")
+
+
+def test_a_run_is_not_resumed_on_other_data(experiment, tmp_path):
+    assert run_cli(experiment(), tmp_path / "log", Moment("rlsf.run:Run.deliver", call=2)) == -9
+    with (tmp_path / "data.jsonl").open("a") as file:
+        file.write('{"prompt": "11 + 5 =", "reference": "16"}\n')
+    said = fails(["resume", tmp_path / "runs" / "run"], tmp_path / "resumed")
+    assert "the data of task 'sums' is not what" in said
+
+
+# -- starting ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_cannot_start_leaves_no_trace(experiment, tmp_path):
+    command = experiment("model.lora.target_modules=[nothing]")
+    assert "target_modules" in fails(command, tmp_path / "log")
+    assert not (tmp_path / "runs" / "run").exists()
+
+
+def test_overwriting_keeps_the_old_run_until_the_new_one_stands(experiment, tmp_path):
+    run = tmp_path / "runs" / "run"
+    assert run_cli(experiment("loop.iterations=1"), tmp_path / "log") == 0
+    old = (run / "summary.json").read_bytes()
+    fails([*experiment("model.lora.target_modules=[nothing]"), "--overwrite"], tmp_path / "failed")
+    assert (run / "summary.json").read_bytes() == old
+    log = tmp_path / "second"
+    assert run_cli([*experiment("loop.iterations=2"), "--overwrite"], log) == 0, log.read_text()
+    assert json.loads((run / "summary.json").read_text())["iterations"] == 2
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+def test_a_run_in_use_is_not_resumed(experiment, tmp_path):
+    assert run_cli(experiment(), tmp_path / "log", Moment("rlsf.run:Run.deliver", call=2)) == -9
+    run = RunDir(tmp_path / "runs" / "run")
+    with run.locked():
+        assert "another process is working on" in fails(["resume", run.path], tmp_path / "resumed")
+    assert run_cli(["resume", str(run.path)], tmp_path / "again") == 0
+
+
+def test_a_reward_that_raises_is_met_before_the_base_model_is_measured(experiment, tmp_path):
+    (tmp_path / "own.py").write_text("def reward(completions, **columns):\n    raise KeyError('oops')\n")
+    command = experiment(reward=f"{{kind: function, path: '{tmp_path}/own.py:reward'}}")
+    assert "KeyError('oops')" in fails(command, tmp_path / "log")
+    assert not list((tmp_path / "runs" / "run" / "evaluations").iterdir())
+
+
+def test_wandb_without_a_login_says_how_to_log_in(experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    said = fails(experiment("tracking.wandb.mode=online"), tmp_path / "log", NoNetrc(str(tmp_path)))
+    assert "wandb login" in said
+    assert "offline" in said
+
+
+@dataclass(frozen=True)
+class NoNetrc:
+    """The child was forked before the environment changed."""
+
+    home: str
+
+    def arm(self) -> None:
+        import os
+
+        os.environ["HOME"] = self.home
+        os.environ.pop("WANDB_API_KEY", None)
+
+
+# -- the disk ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """No file may grow beyond `limit` bytes: the nearest that a test comes to a full disk."""
+
+    limit: int
+
+    def arm(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
+
+
+@pytest.mark.parametrize("limit", [2_000, 40_000, 120_000, 400_000])
+def test_a_full_disk_is_one_clear_message(limit, experiment, tmp_path):
+    """Met by the store, the adapter, the optimizer's state: wherever, the run says which file and how to go on."""
+    (tmp_path / "log").touch()
+    said = fails(experiment("algorithm.kl_coef=0.1"), tmp_path / "log", SmallDisk(limit))
+    assert "cannot write" in said or "disk is full" in said
+
+
+# -- the engine --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """Breaks the second delivery of a run: the engine believes that all is well."""
+
+    engine: str
+    how: str
+
+    def arm(self) -> None:
+        import importlib
+
+        from safetensors.torch import load_file, save_file
+
+        module, _, name = self.engine.partition(":")
+        owner = getattr(importlib.import_module(module), name)
+        original, calls = owner.sync, []
+
+        def sync(engine, folder, version):
+            calls.append(version)
+            if len(calls) == 1:
+                shutil.copytree(folder, Path(folder).parent.parent / "first")
+            elif self.how == "late":
+                folder = Path(folder).parent.parent / "first"
+            elif self.how == "altered":
+                file = Path(folder) / "adapter_model.safetensors"
+                aside = Path(folder).parent.parent / "altered"
+                shutil.copytree(folder, aside)
+                tensors = load_file(file)
+                save_file({key: 1.01 * tensor for key, tensor in tensors.items()}, aside / file.name)
+                folder = aside
+            elif self.how == "dropped":
+                return
+            original(engine, folder, version)
+
+        owner.sync = sync
+
+
+ENGINES = {
+    "transformers": ("rollouts.transformers_engine:TransformersEngine", "{kind: transformers}"),
+    "vllm-merge": ("rollouts.vllm_engine:VllmEngine", "{kind: vllm, sync: merge, max_model_len: 64}"),
+    "vllm-adapter": ("rollouts.vllm_engine:VllmEngine", "{kind: vllm, sync: adapter, max_model_len: 64}"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["dropped", "altered", "late"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_delivery_that_went_wrong_stops_the_run(engine, how, experiment, tmp_path):
+    patched, section = ENGINES[engine]
+    if engine.startswith("vllm"):
+        pytest.importorskip("vllm")
+    command = experiment(f"engine={section}", "algorithm.learning_rate=0.01", reward="{kind: self_certainty}")
+    said = fails(command, tmp_path / "log", Sabotage(patched, how))
+    assert ("the sync was dropped" if how == "dropped" else "loaded other weights") in said
+    metrics = (tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["iteration"] for row in metrics] == [0, 1], "it went on after the broken delivery"
