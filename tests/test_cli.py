@@ -168,7 +168,7 @@ FUNCTIONS = {
     ),
     "wrong length": (
         "def f(completions, **kwargs):\n    return [1.0]\n",
-        "reward function 'f' returned 1 rewards for 8 completions",
+        "reward function 'f' returned 1 rewards for 2 completions",
     ),
     "not a number": (
         "def f(completions, **kwargs):\n    return ['good'] * len(completions)\n",
