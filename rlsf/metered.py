@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlsf.forward import TokenPair
 from rollouts.types import Engine, Prompt, Rollout, SamplingParams
@@ -26,10 +27,9 @@ class MeteredEngine:
     def description(self) -> str:
         return self._engine.description
 
-    @property
-    def fingerprint(self) -> str | None:
-        """Of the adapter it serves; None where the engine cannot tell."""
-        return getattr(self._engine, "fingerprint", None)
+    def __getattr__(self, name: str) -> Any:
+        """What only some engines have: `dtype`, `fingerprint`."""
+        return getattr(self._engine, name)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams, *, seed: int) -> list[list[Rollout]]:
         groups = self._engine.generate(prompts, sampling, seed=seed)

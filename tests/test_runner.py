@@ -163,6 +163,13 @@ def test_a_full_disk_is_one_clear_message(limit, experiment, tmp_path):
     assert "cannot write" in said or "disk is full" in said
 
 
+def test_a_run_in_half_precision(experiment, tmp_path):
+    """The delivery check asks the engine for its precision: nothing in between may hide it."""
+    log = tmp_path / "log"
+    assert run_cli(experiment("model.dtype=bfloat16", "loop.iterations=1"), log) == 0, log.read_text()
+    assert "bfloat16" in log.read_text()
+
+
 # -- the engine --------------------------------------------------------------------------------------------------------
 
 
