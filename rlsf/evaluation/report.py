@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 from rlsf.evaluation.evaluate import Change, Evaluation
-from rlsf.provenance import provenance
 
 if TYPE_CHECKING:
     from rlsf.display import Display
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 def summarize(run: "Run") -> dict[str, Any]:
     """Everything that a script wants to know of a finished run, as JSON."""
     tasks = {task.name: _summarize_task(run, task) for task in run.stream.tasks}
+    began = run.directory.read_json(run.directory.versions)
     return {
         "name": run.config.name,
         "seed": run.config.seed,
@@ -40,7 +40,8 @@ def summarize(run: "Run") -> dict[str, Any]:
         "preflight": run.state.preflight,
         "tokens": run.state.tokens,
         "seconds": {name: round(value, 2) for name, value in run.state.seconds.items()},
-        **provenance(),
+        # As it began: the source tree may have changed since.
+        **{key: began[key] for key in ("versions", "commit", "machine")},
     }
 
 
