@@ -2,7 +2,6 @@
 out."""
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,9 @@ from reward.types import Need, Reward, RewardContext, RewardError, Score
 from rollouts.types import Prompt, Rollout
 
 Groups = Sequence[Sequence[Rollout]]
+
+LARGEST = 1e9
+"""Of a reward's size: beyond it, squares and sums over a run would lose what smaller rewards say."""
 
 
 class BaseReward(ABC):
@@ -86,9 +88,10 @@ def prompt_of(rollout: Rollout, context: RewardContext) -> Prompt:
 
 def _check(name: str, rollout: Rollout, score: Score) -> None:
     for part, value in {"value": score.value, **score.components}.items():
-        if value is not None and not math.isfinite(value):
+        if value is not None and not abs(value) <= LARGEST:
             raise RewardError(
-                f"reward {name!r} gave rollout {rollout.id!r} a {part} of {value}; a reward must be finite"
+                f"reward {name!r} gave rollout {rollout.id!r} a {part} of {value}; a reward must be finite, and no "
+                f"larger than {LARGEST:g}"
             )
     try:
         json.dumps(score.evidence, allow_nan=False)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from reward.types import RewardError
-from rlsf.errors import ConfigError, RlsfError
+from rlsf.errors import ConfigError, InterruptedStart, RlsfError
 from rlsf.quiet import quiet_libraries
 from rollouts.types import EngineError
 
@@ -168,10 +168,10 @@ def _interruptible(directory: Path) -> Iterator[None]:
     """Ctrl-C ends a run with status 130 and the way to go on."""
     try:
         yield
-    except KeyboardInterrupt:
-        if not (directory / "config.yaml").exists():
-            raise  # nothing has begun
+    except KeyboardInterrupt as interrupt:
         message = f"interrupted; `rlsf resume {directory}` continues from the last checkpoint"
+        if isinstance(interrupt, InterruptedStart) or not (directory / "config.yaml").exists():
+            message = "interrupted before the run began; nothing was changed"
         Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
 

@@ -21,5 +21,9 @@ class RunDirError(RlsfError):
     """A run directory cannot be written, exists already, or holds nothing to resume."""
 
 
+class InterruptedStart(KeyboardInterrupt):
+    """Ctrl-C before a new run stood: nothing of it is left, so there is nothing to resume."""
+
+
 class TrainingError(RlsfError):
     """Training cannot go on: a loss or gradient is not finite, or nothing is left to train on."""

@@ -91,7 +91,7 @@ def iterate(run: Run) -> None:
     with run.phase("evaluate"):
         if iteration % run.config.evaluation.every == 0 or iteration == run.stream.iterations:
             metrics |= run.validate(iteration)
-            if task is run.stream.tasks[-1]:
+            if task is run.stream.tasks[-1] and iteration < run.stream.iterations:
                 run.state.stop_reason = should_stop(run.config.evaluation, run.state)
 
     run.record(iteration, task, fresh, metrics)

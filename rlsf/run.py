@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from rlsf.algorithms import create_algorithm
 from rlsf.algorithms.sft import WarmStart
 from rlsf.config.schema import RunConfig
 from rlsf.display import Display
+from rlsf.errors import RunDirError
 from rlsf.evaluation.evaluate import Evaluation, evaluate
 from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.statistics import Estimate, wilson
@@ -68,10 +70,16 @@ class Run:
             self._take_seconds()  # an iteration's time is not the start's
 
     def _saved_state(self) -> LoopState:
-        """Of the last checkpoint; what was written after it is forgotten, because it will be done again."""
+        """Of the last checkpoint, or of a run that begins."""
         folder = self.directory.latest_checkpoint()
-        state = LoopState() if folder is None else LoopState.from_json(self.directory.read_json(folder / "state.json"))
-        self.directory.drop_after(state.iteration if folder is not None else -1)
+        if folder is None:
+            return LoopState()
+        try:
+            state = LoopState.from_json(self.directory.read_json(folder / "state.json"))
+        except TypeError as error:
+            raise _damaged(folder, error) from error
+        if state.iteration != iteration_of(folder):
+            raise _damaged(folder, f"state.json is of iteration {state.iteration}")
         return state
 
     def _load(self, parts: ExitStack) -> None:
@@ -313,17 +321,30 @@ class Run:
         self.directory.write_json(folder / "state.json", self.state.to_json())
 
     def _restore(self) -> None:
-        """Go back to the last checkpoint: afterwards everything is as it was when that one was written."""
+        """Go back to the last checkpoint: afterwards everything is as it was when that one was written.
+
+        What was written after it is forgotten, because it will be done again; but only once all the rest is restored.
+        """
         folder = self.directory.latest_checkpoint()
-        self.replay.rollback(self.state.iteration)
         if folder is None:
             self.delivery = DeliveryCheck(self.config.delivery, self._take_probe())
         else:
-            self.policy.load(folder / "policy")
-            self.algorithm.load(folder / "algorithm")
-            self.reward.restore(self.state.reward)
-            self.delivery = DeliveryCheck.restore(self.config.delivery, self.state.delivery)
+            try:
+                self._restore_parts(folder)
+            except (OSError, ValueError, LookupError, TypeError, RuntimeError, UnpicklingError) as error:
+                raise _damaged(folder, error) from error
+        self.replay.rollback(self.state.iteration)
+        self.directory.drop_after(self.state.iteration if folder is not None else -1)
         self._deliver_current()
+
+    def _restore_parts(self, folder: Path) -> None:
+        self.policy.load(folder / "policy")
+        self.algorithm.load(folder / "algorithm")
+        self.reward.restore(self.state.reward)
+        self.delivery = DeliveryCheck.restore(self.config.delivery, self.state.delivery)
+        for task in self.graded_tasks if self.state.prepared else ():
+            for label in ("base", "warm_start") if self.config.warm_start is not None else ("base",):
+                self.load_evaluation(label, task.name)
 
     def _take_probe(self) -> Probe:
         """The untouched model's own answers: their log-probabilities move as the policy learns."""
@@ -332,3 +353,10 @@ class Run:
         wanted = self.config.delivery.probe_tokens
         rollouts = self.engine.generate(task.validation[:wanted], greedy, seed=self.seed("probe"))
         return take_probe([group[0] for group in rollouts], wanted)
+
+
+def _damaged(checkpoint: Path, reason: object) -> RunDirError:
+    return RunDirError(
+        f"{checkpoint} cannot be restored ({reason!r}): write the name of another one in {checkpoint.parent} into "
+        f"{checkpoint.parent.parent / 'latest'}, or start the run anew"
+    )

@@ -10,6 +10,7 @@ replay/              the store                   checkpoints/iter_000012/    lat
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ class RunDir:
                 f"{path} holds a run already: continue it with `rlsf resume {path}`, start it anew with --overwrite, "
                 "or give another name with --name"
             )
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or run._foreign()):
             raise RunDirError(f"{path} exists and is no run of rlsf: choose another name with --name, or move it away")
         with clear_os_errors(path):
             for folder in (run.samples, run.evaluations, run.replay, run.checkpoints):
@@ -104,18 +105,25 @@ class RunDir:
         Raises:
             RunDirError: it is no run, holds files that rlsf did not write, or is being worked on.
         """
+        aside = self.path.with_name(f".{self.path.name}.previous")
         if not self.config.exists():
-            return None
-        foreign = sorted(path.name for path in self.path.iterdir() if path.name.removesuffix(".tmp") not in OWN)
+            return aside if aside.exists() else None
+        foreign = self._foreign()
         if self.path.is_symlink() or not self.versions.exists() or foreign:
             holds = f"it holds {foreign[0]}" if foreign else "it is a link, or no run of rlsf"
             raise RunDirError(f"{self.path} is not overwritten: {holds}. Move it away, or give another --name")
-        aside = self.path.with_name(f".{self.path.name}.previous")
         with self.locked(), clear_os_errors(aside):
+            if aside.exists() and not self._latest.exists():  # what should have replaced it was killed as it started
+                shutil.rmtree(self.path)
+                return aside
             if aside.exists():
                 shutil.rmtree(aside)
             self.path.rename(aside)
         return aside
+
+    def _foreign(self) -> list[str]:
+        """What is in the folder and not of rlsf."""
+        return sorted(path.name for path in self.path.iterdir() if path.name.removesuffix(".tmp") not in OWN)
 
     def discard(self, previous: Path | None) -> None:
         """Undo `create` and `set_aside`: for a run that could not start."""
@@ -149,25 +157,25 @@ class RunDir:
 
     def append_line(self, path: Path, row: dict[str, Any]) -> None:
         with clear_os_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
 
     def write_samples(self, iteration: int, rows: Iterable[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        self.write_text(self.samples / f"iter_{iteration:06d}.jsonl", lines)
+        self.write_text(self.samples / f"iter_{iteration:06d}.jsonl", "".join(map(_line, rows)))
 
     def drop_after(self, iteration: int) -> None:
         """Forget what was written by iterations later than `iteration`: they will be run again."""
         for path in (self.metrics, self.timings):
             if path.exists():
-                rows = [line for line in path.read_text("utf-8").splitlines(True) if _is_kept(line, iteration)]
-                self.write_text(path, "".join(rows))
+                rows = [row for row in read_jsonl(path) if row["iteration"] <= iteration]
+                self.write_text(path, "".join(map(_line, rows)))
         for folder in (self.samples, self.evaluations):
-            for path in folder.glob("iter_*"):
+            for path in folder.glob("iter_[0-9]*"):
                 if iteration_of(path) > iteration:
                     path.unlink()
-        for path in [*self.checkpoints.glob(".iter_*"), *self.checkpoints.glob("iter_*"), *self.best.glob("iter_*")]:
+        kept = (*self.checkpoints.glob("iter_[0-9]*"), *self.best.glob("iter_[0-9]*"))
+        for path in [*self.checkpoints.glob(".iter_*"), *kept]:
             if path.name.startswith(".") or iteration_of(path) > iteration:
                 shutil.rmtree(path)
 
@@ -200,21 +208,22 @@ class RunDir:
         """The newest complete checkpoint, or None before the first.
 
         Raises:
-            RunDirError: `latest` names one that is gone.
+            RunDirError: `latest` is gone, or names one that is gone.
         """
-        if not self._latest.exists():
+        there = sorted(path.name for path in self.checkpoints.glob("iter_[0-9]*"))
+        name = self._latest.read_bytes().decode("utf-8", "replace").strip() if self._latest.exists() else None
+        if name in there:
+            return self.checkpoints / name
+        if name is None and there in ([], [self.checkpoint(0).name]):  # a kill before `latest` was first written
             return None
-        path = self.checkpoints / self._latest.read_text("utf-8").strip()
-        if not path.is_dir():
-            raise RunDirError(
-                f"{self._latest} names {path.name}, which is not in {self.checkpoints}: write the name of one that is "
-                f"there into {self._latest}"
-            )
-        return path
+        what = "is missing" if name is None else f"names {name}, which is not in {self.checkpoints}"
+        raise RunDirError(
+            f"{self._latest} {what}: write the name of one that is there into it ({', '.join(there) or 'none is'})"
+        )
 
     def prune_checkpoints(self, keep: int) -> list[Path]:
         """Delete all but the newest `keep`, and return those, oldest first."""
-        paths = sorted(self.checkpoints.glob("iter_*"))
+        paths = sorted(self.checkpoints.glob("iter_[0-9]*"))
         for path in paths[:-keep]:
             shutil.rmtree(path)
         return paths[-keep:]
@@ -224,24 +233,34 @@ class RunDir:
 
     def prune_best(self, iterations: set[int]) -> None:
         """Keep only the best adapters as of these iterations."""
-        for path in self.best.glob("iter_*"):
+        for path in self.best.glob("iter_[0-9]*"):
             if iteration_of(path) not in iterations:
                 shutil.rmtree(path)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file that this module wrote; a last line cut off by a kill is skipped."""
+    """Rows of a file that this module wrote; a last line cut off by a kill is skipped.
+
+    Raises:
+        RunDirError: another line is broken.
+    """
     if not path.exists():
         return
-    for line in path.read_text("utf-8").splitlines(True):
-        if line.endswith("\n"):
+    for number, line in enumerate(path.read_bytes().splitlines(True), 1):
+        if not line.endswith(b"\n"):
+            return
+        try:
             yield json.loads(line)
+        except ValueError as error:
+            raise RunDirError(f"{path}:{number}: broken line ({error}); mend or remove it") from error
 
 
 def iteration_of(path: Path) -> int:
     """Of names such as iter_000012 and iter_000012_validation_sums.json."""
-    return int(path.name.lstrip(".").split(".")[0].split("_")[1])
+    match = re.match(r"\.?iter_(\d+)", path.name)
+    assert match is not None, f"{path} is not of an iteration"
+    return int(match[1])
 
 
-def _is_kept(line: str, iteration: int) -> bool:
-    return line.endswith("\n") and int(json.loads(line)["iteration"]) <= iteration
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"

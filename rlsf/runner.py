@@ -2,19 +2,27 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from rlsf.config.load import load_config, resolved_yaml
 from rlsf.config.schema import RunConfig
 from rlsf.display import Display
-from rlsf.errors import RunDirError
+from rlsf.errors import InterruptedStart, RunDirError
 from rlsf.evaluation.report import print_summary
 from rlsf.loop import train
 from rlsf.provenance import provenance
 from rlsf.run import Run
 from rlsf.run_dir import RunDir
 from rlsf.tasks import Stream, Task, build_stream
+
+CHANGEABLE = (
+    *("name", "output_dir", "engine", "delivery", "evaluation", "preflight", "tracking"),
+    *("loop.checkpoint_every", "loop.keep_checkpoints"),
+)
+"""Keys that a resumed run may have other values of."""
+_ABSENT = object()
 
 
 def start(config: RunConfig, console: Console, *, overwrite: bool = False) -> None:
@@ -30,9 +38,13 @@ def start(config: RunConfig, console: Console, *, overwrite: bool = False) -> No
     directory = RunDir.create(path)
     with Display(console, f"rlsf {config.name}", total=stream.iterations) as display, directory.locked():
         try:
+            began = {**provenance(), "data": stream.digests(), "config": config.model_dump(mode="json")}
+            directory.write_json(directory.versions, began)
             directory.write_text(directory.config, resolved_yaml(config))
-            directory.write_json(directory.versions, {**provenance(), "data": stream.digests()})
             run = Run(config, directory, stream, display)
+        except KeyboardInterrupt:
+            directory.discard(previous)
+            raise InterruptedStart from None
         except BaseException:
             directory.discard(previous)
             raise
@@ -53,6 +65,7 @@ def continue_run(directory: RunDir, console: Console) -> None:
         print_summary(directory.read_json(directory.summary), console)
         return
     config = load_config(directory.config)
+    _check_config(directory, config)
     stream = build_stream(config)
     _check_data(directory, stream)
     with Display(console, f"rlsf {config.name}", total=stream.iterations) as display, directory.locked():
@@ -60,9 +73,30 @@ def continue_run(directory: RunDir, console: Console) -> None:
     _conclude(directory, console)
 
 
+def _check_config(directory: RunDir, config: RunConfig) -> None:
+    """Raises RunDirError where config.yaml was changed in a way that the run so far cannot be continued with."""
+    began = directory.read_json(directory.versions)["config"]
+    now = config.model_dump(mode="json")
+    changed = [key for key in _differing(began, now) if not key.startswith(CHANGEABLE)]
+    if changed:
+        raise RunDirError(
+            f"{directory.config}: {', '.join(changed)} changed since the run began: put it back, or start a new run. "
+            f"What may change is {', '.join(CHANGEABLE)}"
+        )
+
+
+def _differing(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Dotted keys at which two configs differ."""
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return [] if before == after else [prefix]
+    keys = [key for key in {**before, **after} if before.get(key, _ABSENT) != after.get(key, _ABSENT)]
+    found = [_differing(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key) for key in keys]
+    return [key for part in found for key in part]
+
+
 def _check_data(directory: RunDir, stream: Stream) -> None:
     """Raises RunDirError where a source has changed since the run began: held-out prompts would be trained on."""
-    known = directory.read_json(directory.versions).get("data", {})
+    known = directory.read_json(directory.versions)["data"]
     changed = [name for name, digest in stream.digests().items() if known.get(name) != digest]
     if changed:
         raise RunDirError(

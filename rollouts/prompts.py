@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rollouts.types import EngineError, Prompt, SamplingParams
+from rollouts.types import EngineError, Prompt, PromptTooLongError, SamplingParams
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ def check_lengths(
     """Refuse prompts that could not be completed within the context; nothing is ever cut off in silence.
 
     Raises:
-        EngineError: names the first such prompt, the lengths, and what to change.
+        PromptTooLongError: names the first such prompt, the lengths, and what to change.
     """
     too_long = [
         (prompt.id, len(ids))
@@ -75,10 +75,11 @@ def check_lengths(
         return
     prompt_id, length = too_long[0]
     others = f" (and {len(too_long) - 1} more prompts)" if len(too_long) > 1 else ""
-    raise EngineError(
+    raise PromptTooLongError(
         f"prompt {prompt_id!r} is too long{others}: {length} prompt tokens + max_tokens {max_tokens} = "
         f"{length + max_tokens} exceed the context of {max_model_len} tokens; shorten or drop the prompt, lower "
-        "sampling.max_tokens, or raise engine.max_model_len if the model allows it"
+        "sampling.max_tokens, or raise engine.max_model_len if the model allows it",
+        [prompt_id for prompt_id, _ in too_long],
     )
 
 

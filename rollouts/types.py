@@ -12,6 +12,14 @@ class EngineError(RuntimeError):
     """An engine could not start, generate, or take over an adapter. The message says what to do about it."""
 
 
+class PromptTooLongError(EngineError):
+    """Prompts that leave no room for a completion within the context."""
+
+    def __init__(self, message: str, prompt_ids: Sequence[str]) -> None:
+        super().__init__(message)
+        self.prompt_ids = tuple(prompt_ids)
+
+
 class Message(TypedDict):
     """One turn of a conversation, as chat templates take it."""
 

@@ -62,6 +62,18 @@ MALFORMED = {
         HEAD + "algorithm: {kind: dpo, loss: ipo, label_smoothing: 0.1}\n",
         ["label_smoothing: the loss 'ipo' does not use it"],
     ),
+    "a replay ratio that rounds to nothing": (
+        HEAD + "loop: {prompts: 4}\nreplay: {ratio: 0.1}\n",
+        ["replay.ratio: 0.1 times loop.prompts (4) rounds to no group at all"],
+    ),
+    "a buffer of one iteration": (
+        HEAD + "loop: {prompts: 4}\nreplay: {ratio: 1, capacity: 4}\n",
+        ["replay.capacity: 4 groups hold no more than one iteration's"],
+    ),
+    "a warm start without the label": (
+        HEAD + "warm_start: {answer_template: hello}\n",
+        ["warm_start.answer_template: must contain {reference}"],
+    ),
     "unknown kind": (
         HEAD + "algorithm: {kind: gpro}\n",
         ['run.yaml:4: algorithm.kind: found "gpro"; expected one of grpo, ppo, dpo; did you mean grpo?'],

@@ -12,7 +12,7 @@ from reward.config import (
 )
 from reward.rewards.judge import JudgeReward, parse_grade
 from reward.types import Score
-from rollouts.types import Message, Prompt, Rollout
+from rollouts.types import Message, Prompt, PromptTooLongError, Rollout
 from tests.reward_fakes import ScriptedEngine, context, group, prompt, rollout
 
 
@@ -49,6 +49,20 @@ def test_judge_continues_plain_text_for_plain_prompts() -> None:
     engine = ScriptedEngine(lambda *_: "5")
     judge(engine, group("12"))
     assert isinstance(engine.asked[0].content, str)
+
+
+def test_judge_leaves_out_an_answer_too_long_to_ask_about() -> None:
+    class Small(ScriptedEngine):
+        def generate(self, prompts: Any, sampling: Any, *, seed: int) -> Any:
+            long = [prompt.id for prompt in prompts if "99999" in prompt.content]
+            if long:
+                raise PromptTooLongError("too long", long)
+            return super().generate(prompts, sampling, seed=seed)
+
+    scores = judge(Small(lambda *_: "5"), group("12", "99999", "13"))
+    assert [score.value for score in scores] == [1, None, 1]
+    assert "does not fit" in scores[1].evidence["note"]
+    assert judge(Small(lambda *_: "5"), group("99999"))[0].value is None
 
 
 def test_judge_does_not_ask_where_there_is_no_answer_and_asks_once_about_equal_ones() -> None:

@@ -142,6 +142,91 @@ class NoNetrc:
         os.environ.pop("WANDB_API_KEY", None)
 
 
+def test_a_run_killed_as_it_starts_can_be_started_again(experiment, tmp_path):
+    for target in ("rlsf.runner:provenance", "rlsf.runner:resolved_yaml", "rlsf.run:resolve_model"):
+        assert run_cli([*experiment("loop.iterations=1"), "--overwrite"], tmp_path / "log", Moment(target)) == -9
+    log = tmp_path / "second"
+    assert run_cli([*experiment("loop.iterations=1"), "--overwrite"], log) == 0, log.read_text()
+
+
+def test_the_old_run_survives_a_kill_of_the_start_that_would_replace_it(experiment, tmp_path):
+    run = tmp_path / "runs" / "run"
+    assert run_cli(experiment("loop.iterations=1"), tmp_path / "log") == 0
+    old = (run / "summary.json").read_bytes()
+    killed = [*experiment("loop.iterations=2"), "--overwrite"]
+    for _ in range(2):
+        assert run_cli(killed, tmp_path / "killed", Moment("rlsf.run:resolve_model")) == -9
+    fails([*experiment("model.lora.target_modules=[nothing]"), "--overwrite"], tmp_path / "failed")
+    assert (run / "summary.json").read_bytes() == old
+
+
+# -- resuming ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def killed(experiment, tmp_path):
+    """A run with checkpoints of iterations 0 and 1, killed in iteration 2."""
+    assert run_cli(experiment(), tmp_path / "log", Moment("rlsf.run:Run.deliver", call=2)) == -9
+    return tmp_path / "runs" / "run"
+
+
+DAMAGE = {
+    "latest is gone": (lambda run: (run / "latest").unlink(), "latest is missing: write the name of one that is there"),
+    "latest is garbage": (lambda run: (run / "latest").write_bytes(b"\xff\xfe"), "which is not in"),
+    "a checkpoint is gone": (lambda run: (run / "latest").write_text("iter_000007\n"), "iter_000000, iter_000001"),
+    "no optimizer": (lambda run: _algorithm(run).unlink(), "cannot be restored"),
+    "half an optimizer": (
+        lambda run: _algorithm(run).write_bytes(_algorithm(run).read_bytes()[:900]),
+        "cannot be restored",
+    ),
+    "no adapter": (lambda run: shutil.rmtree(run / "checkpoints/iter_000001/policy"), "adapter"),
+    "another state": (lambda run: (run / "checkpoints/iter_000001/state.json").write_text("{}"), "is of iteration 0"),
+    "an unknown state": (
+        lambda run: (run / "checkpoints/iter_000001/state.json").write_text('{"mood": 1}'),
+        "cannot be restored",
+    ),
+    "no base evaluation": (lambda run: (run / "evaluations/test_base_sums.json").unlink(), "test_base_sums.json"),
+}
+
+
+def _algorithm(run):
+    return run / "checkpoints/iter_000001/algorithm/algorithm.pt"
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_says_what_is_wrong_and_loses_nothing(damage, killed, tmp_path):
+    hurt, expected = DAMAGE[damage]
+    hurt(killed)
+    before = {path: path.read_bytes() for path in [killed / "metrics.jsonl", *killed.glob("checkpoints/*/policy/*/*")]}
+    assert expected in fails(["resume", killed], tmp_path / "resumed")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_stray_copy_among_the_checkpoints_does_no_harm(killed, tmp_path):
+    shutil.copytree(killed / "checkpoints/iter_000001", killed / "checkpoints/iter_backup")
+    log = tmp_path / "resumed"
+    assert run_cli(["resume", str(killed)], log) == 0, log.read_text()
+
+
+def test_a_run_is_resumed_with_the_config_it_began_with(killed, tmp_path):
+    config = killed / "config.yaml"
+    text = config.read_text()
+    config.write_text(
+        text.replace("learning_rate: 0.0001", "learning_rate: 0.5").replace("kind: majority", "kind: verifier")
+    )
+    said = fails(["resume", killed], tmp_path / "changed")
+    assert "algorithm.learning_rate" in said and "reward.kind" in said
+    config.write_text(text.replace("keep_checkpoints: 2", "keep_checkpoints: 5"))
+    log = tmp_path / "resumed"
+    assert run_cli(["resume", str(killed)], log) == 0, log.read_text()
+
+
+def test_the_last_planned_iteration_is_no_early_stop(experiment, tmp_path):
+    command = experiment("evaluation.patience=1", "evaluation.every=3", "algorithm.learning_rate=0")
+    assert run_cli(command, tmp_path / "log") == 0
+    assert json.loads((tmp_path / "runs/run/summary.json").read_text())["stop_reason"] is None
+
+
 # -- the disk ----------------------------------------------------------------------------------------------------------
 
 

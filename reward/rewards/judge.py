@@ -8,7 +8,9 @@ import numpy as np
 from reward.base import BaseReward, Groups, prompt_of
 from reward.config import JudgeConfig
 from reward.types import Need, RewardContext, RewardError, Score
-from rollouts.types import Message, Prompt, Rollout, SamplingParams
+from rollouts.types import Engine, Message, Prompt, PromptTooLongError, Rollout, SamplingParams
+
+TOO_LONG = Score(None, {}, {"note": "no judgement: with this answer the question does not fit the engine's context"})
 
 _NUMBER = re.compile(r"(?<![\w.,/-])-?[0-9]+(?:\.[0-9]+)?(?![\w/]|[.,][0-9])")
 
@@ -52,10 +54,8 @@ class JudgeReward(BaseReward):
         )
         questions = [self._question(rollout, prompt_of(rollout, context)) for rollout in rollouts]
         seed = int(np.random.default_rng([context.seed, context.iteration]).integers(2**31))
-        replies = context.engine.generate(questions, sampling, seed=seed)
-        if len(replies) != len(rollouts):
-            raise RewardError(f"judge: the engine answered {len(replies)} of {len(rollouts)} questions")
-        return [self._grade(group) for group in replies]
+        replies = _ask(context.engine, questions, sampling, seed)
+        return [TOO_LONG if group is None else self._grade(group) for group in replies]
 
     def _question(self, rollout: Rollout, prompt: Prompt) -> Prompt:
         words = {"question": prompt.text, "answer": rollout.text.strip()}
@@ -78,6 +78,20 @@ class JudgeReward(BaseReward):
             return Score(None, {}, evidence)
         value = (sum(readable) / len(readable) - low) / (high - low)
         return Score(value, {self.name: value}, evidence)
+
+
+def _ask(engine: Engine, questions: list[Prompt], sampling: SamplingParams, seed: int) -> list[list[Rollout] | None]:
+    """The replies to each question; None to one that does not fit the context, because the answer in it is so long."""
+    asked = questions
+    try:
+        replies = engine.generate(asked, sampling, seed=seed)
+    except PromptTooLongError as error:
+        asked = [question for question in questions if question.id not in error.prompt_ids]
+        replies = engine.generate(asked, sampling, seed=seed) if asked else []
+    if len(replies) != len(asked):
+        raise RewardError(f"judge: the engine answered {len(replies)} of {len(asked)} questions")
+    by_id = {question.id: group for question, group in zip(asked, replies, strict=True)}
+    return [by_id.get(question.id) for question in questions]
 
 
 def _same(rollout: Rollout) -> tuple[str, str]:

@@ -169,6 +169,12 @@ class WarmStartConfig(Section):
     answer_template: str = "{reference}"
     """What the model should write; {reference} is the label."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "WarmStartConfig":
+        if "{reference}" not in self.answer_template:
+            raise ValueError("answer_template: must contain {reference}, where the label goes")
+        return self
+
 
 class OptimizerConfig(Section):
     """Shared by every algorithm. Moments and schedule live for the whole run."""
@@ -435,12 +441,21 @@ class RunConfig(Section):
         self._check_stream()
         self._check_sampling()
         self._check_labels()
-        if self.replay.ratio > 0 and self.replay.capacity < self.loop.prompts:
-            raise ValueError(
-                f"replay.capacity: {self.replay.capacity} groups do not even hold one iteration's loop.prompts "
-                f"({self.loop.prompts}), so nothing would be left to replay"
-            )
+        self._check_replay()
         return self
+
+    def _check_replay(self) -> None:
+        ratio, capacity, fresh = self.replay.ratio, self.replay.capacity, self.loop.prompts
+        if ratio > 0 and round(ratio * fresh) == 0:
+            raise ValueError(
+                f"replay.ratio: {ratio:g} times loop.prompts ({fresh}) rounds to no group at all; raise it "
+                "or set it to 0"
+            )
+        if ratio > 0 and capacity < fresh + (self.replay.keep == "fifo"):
+            raise ValueError(
+                f"replay.capacity: {capacity} groups hold no more than one iteration's loop.prompts ({fresh}), so "
+                "nothing would be left to replay"
+            )
 
     def _check_stream(self) -> None:
         names = [task.name for task in self.tasks]

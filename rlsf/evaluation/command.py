@@ -1,8 +1,11 @@
 """What `rlsf eval` does."""
 
 import json
+import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
@@ -48,7 +51,11 @@ def evaluate_run(
     if not tasks:
         raise RunDirError(f"{directory.path}: no task has reference answers, so there is nothing to grade with")
     folder, iteration = find_adapter(directory, adapter)
-    with Display(console, f"rlsf eval {directory.path}", total=len(tasks)) as display:
+    with ExitStack() as stack:
+        if folder is not None:  # a run that goes on would delete it while the engine starts
+            kept = Path(stack.enter_context(TemporaryDirectory(prefix="rlsf_eval_"))) / folder.name
+            folder = shutil.copytree(folder, kept)
+        display = stack.enter_context(Display(console, f"rlsf eval {directory.path}", total=len(tasks)))
         with display.phase("start engine"):
             engine = _engine(config)
         try:

@@ -59,6 +59,7 @@ def create_tracker(config: RunConfig, directory: RunDir, ids: dict[str, Any], *,
     if config.tracking.wandb.mode != "disabled":
         from rlsf.tracking.wandb import WandbBackend
 
-        history = [*read_jsonl(directory.metrics), *read_jsonl(directory.timings)]
+        rows = (*read_jsonl(directory.metrics), *read_jsonl(directory.timings))
+        history = [row for row in rows if row["iteration"] <= iteration]
         backends.append(WandbBackend(config, directory.path, ids, history))
     return Tracker(backends)
