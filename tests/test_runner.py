@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,16 +31,16 @@ preflight: {{canary: 4}}
 """
 
 
+def write_experiment(folder, *overrides, rows=ROWS, engine="transformers", reward="{kind: majority}"):
+    """Writes data and config; returns what starts the run."""
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.yaml").write_text(CONFIG.format(folder=folder, engine=engine, reward=reward))
+    return ["run", str(folder / "config.yaml"), *[part for o in overrides for part in ("--set", o)]]
+
+
 @pytest.fixture
 def experiment(tmp_path):
-    """Writes data and config; returns what starts the run."""
-
-    def write(*overrides, rows=ROWS, engine="transformers", reward="{kind: majority}"):
-        (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (tmp_path / "config.yaml").write_text(CONFIG.format(folder=tmp_path, engine=engine, reward=reward))
-        return ["run", str(tmp_path / "config.yaml"), *[part for o in overrides for part in ("--set", o)]]
-
-    return write
+    return partial(write_experiment, tmp_path)
 
 
 def fails(arguments, log: Path, arm=None) -> str:
@@ -77,12 +78,14 @@ def test_choosing_by_validation_needs_labels(experiment, tmp_path):
     assert "select: best need reference answers" in fails(command, tmp_path / "log")
 
 
-def test_a_run_is_not_resumed_on_other_data(experiment, tmp_path):
-    assert run_cli(experiment(), tmp_path / "log", Moment("rlsf.run:Run.deliver", call=2)) == -9
-    with (tmp_path / "data.jsonl").open("a") as file:
-        file.write('{"prompt": "11 + 5 =", "reference": "16"}\n')
-    said = fails(["resume", tmp_path / "runs" / "run"], tmp_path / "resumed")
-    assert "the data of task 'sums' is not what" in said
+def test_a_run_is_not_resumed_on_other_data(killed, killed_once, tmp_path):
+    data = killed_once.parent.parent / "data.jsonl"
+    content = data.read_text()
+    try:
+        data.write_text(content + '{"prompt": "11 + 5 =", "reference": "16"}\n')
+        assert "the data of task 'sums' is not what" in fails(["resume", killed], tmp_path / "resumed")
+    finally:
+        data.write_text(content)
 
 
 # -- starting ----------------------------------------------------------------------------------------------------------
@@ -106,12 +109,9 @@ def test_overwriting_keeps_the_old_run_until_the_new_one_stands(experiment, tmp_
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
-def test_a_run_in_use_is_not_resumed(experiment, tmp_path):
-    assert run_cli(experiment(), tmp_path / "log", Moment("rlsf.run:Run.deliver", call=2)) == -9
-    run = RunDir(tmp_path / "runs" / "run")
-    with run.locked():
-        assert "another process is working on" in fails(["resume", run.path], tmp_path / "resumed")
-    assert run_cli(["resume", str(run.path)], tmp_path / "again") == 0
+def test_a_run_in_use_is_not_resumed(killed, tmp_path):
+    with RunDir(killed).locked():
+        assert "another process is working on" in fails(["resume", killed], tmp_path / "resumed")
 
 
 def test_a_reward_that_raises_is_met_before_the_base_model_is_measured(experiment, tmp_path):
@@ -163,11 +163,17 @@ def test_the_old_run_survives_a_kill_of_the_start_that_would_replace_it(experime
 # -- resuming ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def killed(experiment, tmp_path):
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory):
     """A run with checkpoints of iterations 0 and 1, killed in iteration 2."""
-    assert run_cli(experiment(), tmp_path / "log", Moment("rlsf.run:Run.deliver", call=2)) == -9
-    return tmp_path / "runs" / "run"
+    folder = tmp_path_factory.mktemp("killed")
+    assert run_cli(write_experiment(folder), folder / "log", Moment("rlsf.run:Run.deliver", call=2)) == -9
+    return folder / "runs" / "run"
+
+
+@pytest.fixture
+def killed(killed_once, tmp_path):
+    return shutil.copytree(killed_once, tmp_path / "runs" / "run")
 
 
 DAMAGE = {
@@ -211,11 +217,9 @@ def test_a_stray_copy_among_the_checkpoints_does_no_harm(killed, tmp_path):
 def test_a_run_is_resumed_with_the_config_it_began_with(killed, tmp_path):
     config = killed / "config.yaml"
     text = config.read_text()
-    config.write_text(
-        text.replace("learning_rate: 0.0001", "learning_rate: 0.5").replace("kind: majority", "kind: verifier")
-    )
+    config.write_text(text.replace("learning_rate: 0.0001", "learning_rate: 0.5").replace("soft: false", "soft: true"))
     said = fails(["resume", killed], tmp_path / "changed")
-    assert "algorithm.learning_rate" in said and "reward.kind" in said
+    assert "reward.soft, algorithm.learning_rate changed since the run began" in said
     config.write_text(text.replace("keep_checkpoints: 2", "keep_checkpoints: 5"))
     log = tmp_path / "resumed"
     assert run_cli(["resume", str(killed)], log) == 0, log.read_text()
@@ -240,7 +244,7 @@ class SmallDisk:
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
 
 
-@pytest.mark.parametrize("limit", [2_000, 40_000, 120_000, 400_000])
+@pytest.mark.parametrize("limit", [2_000, 120_000, 400_000])
 def test_a_full_disk_is_one_clear_message(limit, experiment, tmp_path):
     """Met by the store, the adapter, the optimizer's state: wherever, the run says which file and how to go on."""
     (tmp_path / "log").touch()
