@@ -61,7 +61,7 @@ class RunDir:
                 f"{path} holds a run already: continue it with `rlsf resume {path}`, start it anew with --overwrite, "
                 "or give another name with --name"
             )
-        if path.exists() and (not path.is_dir() or run._foreign()):
+        if path.exists() and not run._is_unstarted():
             raise RunDirError(f"{path} exists and is no run of rlsf: choose another name with --name, or move it away")
         with clear_os_errors(path):
             for folder in (run.samples, run.evaluations, run.replay, run.checkpoints):
@@ -120,6 +120,12 @@ class RunDir:
                 shutil.rmtree(aside)
             self.path.rename(aside)
         return aside
+
+    def _is_unstarted(self) -> bool:
+        """Whether nothing is there but what a start leaves behind that was killed before config.yaml was written."""
+        left = {".lock", "versions.json", "versions.json.tmp", "config.yaml.tmp"}
+        entries = list(self.path.rglob("*")) if self.path.is_dir() else [self.path]
+        return all(path.is_dir() or (path.parent == self.path and path.name in left) for path in entries)
 
     def _foreign(self) -> list[str]:
         """What is in the folder and not of rlsf."""

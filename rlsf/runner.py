@@ -75,8 +75,8 @@ def continue_run(directory: RunDir, console: Console) -> None:
 
 def _check_config(directory: RunDir, config: RunConfig) -> None:
     """Raises RunDirError where config.yaml was changed in a way that the run so far cannot be continued with."""
-    began = directory.read_json(directory.versions)["config"]
     now = config.model_dump(mode="json")
+    began = directory.read_json(directory.versions).get("config", now)
     changed = [key for key in _differing(began, now) if not key.startswith(CHANGEABLE)]
     if changed:
         raise RunDirError(
@@ -96,7 +96,7 @@ def _differing(before: Any, after: Any, prefix: str = "") -> list[str]:
 
 def _check_data(directory: RunDir, stream: Stream) -> None:
     """Raises RunDirError where a source has changed since the run began: held-out prompts would be trained on."""
-    known = directory.read_json(directory.versions)["data"]
+    known = directory.read_json(directory.versions).get("data", {})
     changed = [name for name, digest in stream.digests().items() if known.get(name) != digest]
     if changed:
         raise RunDirError(

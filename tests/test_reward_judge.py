@@ -11,7 +11,7 @@ from reward.config import (
     JudgeConfig,
 )
 from reward.rewards.judge import JudgeReward, parse_grade
-from reward.types import Score
+from reward.types import RewardError, Score
 from rollouts.types import Message, Prompt, PromptTooLongError, Rollout
 from tests.reward_fakes import ScriptedEngine, context, group, prompt, rollout
 
@@ -62,7 +62,8 @@ def test_judge_leaves_out_an_answer_too_long_to_ask_about() -> None:
     scores = judge(Small(lambda *_: "5"), group("12", "99999", "13"))
     assert [score.value for score in scores] == [1, None, 1]
     assert "does not fit" in scores[1].evidence["note"]
-    assert judge(Small(lambda *_: "5"), group("99999"))[0].value is None
+    with pytest.raises(RewardError, match=r"no question fits; shorten reward\.template"):
+        judge(Small(lambda *_: "5"), group("99999"))
 
 
 def test_judge_does_not_ask_where_there_is_no_answer_and_asks_once_about_equal_ones() -> None:

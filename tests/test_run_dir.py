@@ -53,6 +53,13 @@ def test_only_a_run_with_nothing_else_in_it_is_overwritten(tmp_path):
     assert run.config.read_text() == "name: run\n"
 
 
+def test_a_folder_that_only_looks_like_a_run_is_left_alone(tmp_path):
+    (tmp_path / "checkpoints" / "iter_000007").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "iter_000007" / "precious.bin").write_text("x")
+    with pytest.raises(RunDirError, match="no run of rlsf"):
+        RunDir.create(tmp_path)
+
+
 def test_two_processes_never_work_on_one_run(directory):
     with directory.locked(), pytest.raises(RunDirError, match="another process"), RunDir(directory.path).locked():
         pass

@@ -87,7 +87,11 @@ def _ask(engine: Engine, questions: list[Prompt], sampling: SamplingParams, seed
         replies = engine.generate(asked, sampling, seed=seed)
     except PromptTooLongError as error:
         asked = [question for question in questions if question.id not in error.prompt_ids]
-        replies = engine.generate(asked, sampling, seed=seed) if asked else []
+        if not asked:
+            raise RewardError(
+                f"judge: no question fits; shorten reward.template or reward.max_tokens: {error}"
+            ) from error
+        replies = engine.generate(asked, sampling, seed=seed)
     if len(replies) != len(asked):
         raise RewardError(f"judge: the engine answered {len(replies)} of {len(asked)} questions")
     by_id = {question.id: group for question, group in zip(asked, replies, strict=True)}
