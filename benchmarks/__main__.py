@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark, one after the other."""
+"""`make bench`: every benchmark, one after the other; arguments such as --again go to each."""
 
 import subprocess
 import sys
@@ -6,4 +6,4 @@ import sys
 BENCHMARKS = ("benchmarks.headline",)
 
 for module in BENCHMARKS:
-    subprocess.run([sys.executable, "-m", module], check=True)
+    subprocess.run([sys.executable, "-m", module, *sys.argv[1:]], check=True)

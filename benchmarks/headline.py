@@ -1,13 +1,15 @@
 """Does it learn? Runs the headline configs over seeds and reports held-out accuracy before and after.
 
-    python -m benchmarks.headline                              # quickstart, ppo and dpo, seed 0
-    python -m benchmarks.headline --config quickstart --seeds 0 1 2
+    python -m benchmarks.headline                        # what is not measured yet of quickstart, ppo and dpo, 3 seeds
+    python -m benchmarks.headline --config quickstart --seeds 0 --again
 
-One cell per (config, seed): a finished cell is read from its summary.json, an interrupted one is resumed.
+One cell per (config, seed): a finished cell is read from results/headline/, where every cell carries its config, commit
+and machine; an interrupted one is resumed; --again measures anew.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.results import Row, print_rows, write_results
+from benchmarks.results import Row, merged, print_rows, write_results
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "headline"
@@ -29,23 +31,26 @@ CONFIGS = ("quickstart", "ppo", "dpo")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", default=list(CONFIGS), help="names in configs/")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--again", action="store_true", help="measure the named cells anew")
     arguments = parser.parse_args()
     for config in arguments.config:
         for seed in arguments.seeds:
-            run_cell(config, seed)
+            run_cell(config, seed, again=arguments.again)
     summaries = [json.loads(path.read_text("utf-8")) for path in sorted(CELLS.glob("*.json"))]
     rows = [*over_seeds(summaries), *(row for summary in summaries for row in rows_of(summary))]
     print_rows(rows, "Held-out accuracy before and after")
-    print(f"written to {write_results('headline', rows)}")
+    print(f"written to {write_results('headline', rows, merged([_provenance(summary) for summary in summaries]))}")
 
 
-def run_cell(config: str, seed: int) -> None:
+def run_cell(config: str, seed: int, *, again: bool) -> None:
     """Leaves the run's summary in results/headline/CONFIG-seedN.json, which is committed."""
     cell = CELLS / f"{config}-seed{seed}.json"
-    if cell.exists():
-        return
     run = RUNS / f"{config}-seed{seed}"
+    if again and (run / "summary.json").exists():  # an unfinished run is the new measurement, cut off
+        shutil.rmtree(run)
+    elif cell.exists() and not again:
+        return
     if (run / "config.yaml").exists():
         command = ["resume", str(run)]
     else:
@@ -82,10 +87,14 @@ def rows_of(summary: dict[str, Any]) -> list[Row]:
     return [*rows, Row(f"{summary['name']} time", seconds, "s", seeds=seeds, commit=commit)]
 
 
+def _provenance(summary: dict[str, Any]) -> dict[str, Any]:
+    return {key: summary[key] for key in ("versions", "commit", "machine")}
+
+
 def over_seeds(summaries: Sequence[dict[str, Any]]) -> list[Row]:
     """Per config and task: the mean change over seeds, each with its own data, model start and samples.
 
-    The interval is Student's t over the seeds, the independent unit; with one seed there is none.
+    The interval is Student's t over the seeds, the independent unit; with one seed there is no row.
     """
     changes: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
     for summary in summaries:
@@ -96,16 +105,15 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> list[Row]:
     return [
         _mean_row(f"{config}/{task} {key} change, mean over seeds", values)
         for (config, task, key), values in changes.items()
+        if len(values) > 1
     ]
 
 
 def _mean_row(name: str, by_seed: dict[int, float]) -> Row:
     values = np.array(list(by_seed.values()))
-    low = high = None
-    if len(values) > 1:
-        half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-        low, high = float(values.mean()) - half, float(values.mean()) + half
-    return Row(name, float(values.mean()), "share", low, high, len(values), tuple(sorted(by_seed)))
+    mean = float(values.mean())
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return Row(name, mean, "share", mean - half, mean + half, len(values), tuple(sorted(by_seed)))
 
 
 if __name__ == "__main__":

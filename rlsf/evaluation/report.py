@@ -42,6 +42,7 @@ def summarize(run: "Run") -> dict[str, Any]:
         "seconds": {name: round(value, 2) for name, value in run.state.seconds.items()},
         # As it began: the source tree may have changed since.
         **{key: began[key] for key in ("versions", "commit", "machine")},
+        "config": run.config.model_dump(mode="json"),
     }
 
 
@@ -81,7 +82,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     seen = (
         "the reward sees labels" if summary["labels"]["reward_sees_labels"] else "no label was trained on in the loop"
     )
-    if summary["labels"]["validation_labels_choose"]:
+    if summary["labels"].get("validation_labels_choose"):  # older summaries do not say
         seen += ", validation labels chose the adapter or the end"
     minutes = sum(summary["seconds"].values()) / 60
     console.print(
