@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # A driver that answers decides; everything else follows from it.
 HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 REQUIREMENTS := requirements/$(HARDWARE).txt
+# Test files at a time. Each may start an engine of its own, and two of those do not fit on a GPU.
+WORKERS ?= $(if $(filter gpu,$(HARDWARE)),1,2)
 INSTALLED := $(VENV)/.installed-$(HARDWARE)
 TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' $(REQUIREMENTS))
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --no-deps
@@ -48,7 +50,7 @@ quickstart: setup
 	$(BIN)/rlsf run configs/quickstart.yaml --overwrite
 
 test: setup lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from reward.types import RewardError
-from rlsf.errors import ConfigError, InterruptedStart, RlsfError
+from rlsf.errors import ConfigError, InterruptedRun, RlsfError
 from rlsf.quiet import quiet_libraries
 from rollouts.types import EngineError
 
@@ -48,7 +48,7 @@ def run(
     Example: rlsf run configs/smoke.yaml --set seed=1 --name smoke-seed1
     """
     loaded = _load(config, set_, context.args, name)
-    with _interruptible(Path(loaded.output_dir) / loaded.name):
+    with _interruptible(Path(loaded.output_dir) / loaded.name, stands=InterruptedRun):
         from rlsf.runner import start
 
         start(loaded, _console(), overwrite=overwrite)
@@ -63,7 +63,7 @@ def resume(directory: RunPath) -> None:
     from rlsf.run_dir import RunDir
 
     run_dir = RunDir.open(directory)
-    with _interruptible(directory):
+    with _interruptible(directory, stands=KeyboardInterrupt):
         from rlsf.runner import continue_run
 
         continue_run(run_dir, _console())
@@ -164,14 +164,14 @@ def _load(path: Path, overrides: list[str] | None, extra: list[str], name: str |
 
 
 @contextmanager
-def _interruptible(directory: Path) -> Iterator[None]:
-    """Ctrl-C ends a run with status 130 and the way to go on."""
+def _interruptible(directory: Path, *, stands: type[KeyboardInterrupt]) -> Iterator[None]:
+    """Ctrl-C ends a run with status 130 and the way to go on; one that is no `stands` left nothing to resume."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        message = f"interrupted; `rlsf resume {directory}` continues from the last checkpoint"
-        if isinstance(interrupt, InterruptedStart) or not (directory / "config.yaml").exists():
-            message = "interrupted before the run began; nothing was changed"
+        message = "interrupted before the run began; nothing was changed"
+        if isinstance(interrupt, stands):
+            message = f"interrupted; `rlsf resume {directory}` continues from the last checkpoint"
         Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
 

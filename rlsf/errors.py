@@ -21,8 +21,8 @@ class RunDirError(RlsfError):
     """A run directory cannot be written, exists already, or holds nothing to resume."""
 
 
-class InterruptedStart(KeyboardInterrupt):
-    """Ctrl-C before a new run stood: nothing of it is left, so there is nothing to resume."""
+class InterruptedRun(KeyboardInterrupt):
+    """Ctrl-C in a run that stands: it can be resumed. Before that, a plain KeyboardInterrupt leaves nothing."""
 
 
 class TrainingError(RlsfError):

@@ -49,6 +49,7 @@ def prepare(run: Run) -> None:
     run.state.prepared = True
     with run.phase("checkpoint"):
         run.checkpoint()
+    run.directory.drop_previous()
     run.finish_preparation()
 
 

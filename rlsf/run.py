@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
 
 from reward.factory import make_reward
+from reward.types import RewardError
 from rlsf.algorithms import create_algorithm
 from rlsf.algorithms.sft import WarmStart
 from rlsf.config.schema import RunConfig
 from rlsf.display import Display
-from rlsf.errors import RunDirError
+from rlsf.errors import RlsfError, RunDirError, TrainingError
 from rlsf.evaluation.evaluate import Evaluation, evaluate
 from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.statistics import Estimate, wilson
@@ -38,7 +38,7 @@ from rlsf.tracking import create_tracker
 from rollouts.delivery import DeliveryCheck, Probe, take_probe
 from rollouts.factory import create_engine
 from rollouts.prompts import encode_prompt, encode_prompts
-from rollouts.types import Prompt, SamplingParams
+from rollouts.types import EngineError, Prompt, SamplingParams
 
 
 class Run:
@@ -270,7 +270,17 @@ class Run:
     # -- records -------------------------------------------------------------------------------------------------------
 
     def record(self, iteration: int, task: Task, fresh: Sequence[Group], metrics: dict[str, float]) -> None:
-        """One line of metrics, the scored rollouts, and the trackers."""
+        """One line of metrics, the scored rollouts, and the trackers.
+
+        Raises:
+            TrainingError: a metric is not finite.
+        """
+        broken = [name for name, value in metrics.items() if not np.isfinite(value)]
+        if broken:
+            raise TrainingError(
+                f"iteration {iteration}: {', '.join(broken)} is not finite, so the policy has gone where it cannot be "
+                "measured; lower the learning rate in the run's config.yaml and resume from the last checkpoint"
+            )
         row = {"iteration": iteration, "task": task.name, "policy_version": self.state.policy_version, **metrics}
         self.directory.append_line(self.directory.metrics, row)
         kept = fresh[: self.config.tracking.sample_groups]
@@ -331,7 +341,9 @@ class Run:
         else:
             try:
                 self._restore_parts(folder)
-            except (OSError, ValueError, LookupError, TypeError, RuntimeError, UnpicklingError) as error:
+            except (RlsfError, RewardError, EngineError, torch.OutOfMemoryError):
+                raise  # says itself what is wrong
+            except Exception as error:  # what broken files raise is as varied as they are
                 raise _damaged(folder, error) from error
         self.replay.rollback(self.state.iteration)
         self.directory.drop_after(self.state.iteration if folder is not None else -1)
@@ -339,6 +351,8 @@ class Run:
 
     def _restore_parts(self, folder: Path) -> None:
         self.policy.load(folder / "policy")
+        if self.state.prepared and not self.policy.has_reference:
+            raise FileNotFoundError(f"{folder / 'policy'} has no reference adapter")
         self.algorithm.load(folder / "algorithm")
         self.reward.restore(self.state.reward)
         self.delivery = DeliveryCheck.restore(self.config.delivery, self.state.delivery)

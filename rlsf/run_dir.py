@@ -46,6 +46,8 @@ class RunDir:
         self.best = self.checkpoints / "best"
         self.failures = path / "failures"
         self.outbox = path / "outbox"
+        self.previous = path.absolute().parent / f".{path.absolute().name}.previous"
+        """Where a run of the same name waits until this one has its first checkpoint."""
         self._latest = path / "latest"
 
     @classmethod
@@ -77,7 +79,10 @@ class RunDir:
         """
         run = cls(path)
         if not run.config.is_file():
-            raise RunDirError(f"{path} holds no run: config.yaml is missing. Start one with `rlsf run CONFIG`")
+            mend = "Start one with `rlsf run CONFIG`"
+            if run.previous.exists():
+                mend = f"The one that was to be replaced is {run.previous}: rename it to continue it"
+            raise RunDirError(f"{path} holds no run: config.yaml is missing. {mend}")
         return run
 
     @contextmanager
@@ -99,15 +104,15 @@ class RunDir:
         finally:
             lock.release()
 
-    def set_aside(self) -> Path | None:
-        """Make way for a new run of the same name; returns where the old one is now, None where there is none.
+    def set_aside(self) -> None:
+        """Make way for a new run of the same name: the old one is at `previous` then.
 
         Raises:
             RunDirError: it is no run, holds files that rlsf did not write, or is being worked on.
         """
-        aside = self.path.with_name(f".{self.path.name}.previous")
+        aside = self.previous
         if not self.config.exists():
-            return aside if aside.exists() else None
+            return
         foreign = self._foreign()
         if self.path.is_symlink() or not self.versions.exists() or foreign:
             holds = f"it holds {foreign[0]}" if foreign else "it is a link, or no run of rlsf"
@@ -115,11 +120,23 @@ class RunDir:
         with self.locked(), clear_os_errors(aside):
             if aside.exists() and not self._latest.exists():  # what should have replaced it was killed as it started
                 shutil.rmtree(self.path)
-                return aside
+                return
             if aside.exists():
                 shutil.rmtree(aside)
             self.path.rename(aside)
-        return aside
+
+    def put_back(self) -> None:
+        """Undo `set_aside` where nothing came of the new run."""
+        if self.previous.exists() and (not self.path.exists() or self._is_unstarted()):
+            with clear_os_errors(self.path):
+                shutil.rmtree(self.path, ignore_errors=True)
+                self.previous.rename(self.path)
+
+    def drop_previous(self) -> None:
+        """Delete what `set_aside` kept: the new run stands."""
+        if self.previous.exists():
+            with clear_os_errors(self.previous):
+                shutil.rmtree(self.previous)
 
     def _is_unstarted(self) -> bool:
         """Whether nothing is there but what a start leaves behind that was killed before config.yaml was written."""
@@ -131,11 +148,10 @@ class RunDir:
         """What is in the folder and not of rlsf."""
         return sorted(path.name for path in self.path.iterdir() if path.name.removesuffix(".tmp") not in OWN)
 
-    def discard(self, previous: Path | None) -> None:
+    def discard(self) -> None:
         """Undo `create` and `set_aside`: for a run that could not start."""
         shutil.rmtree(self.path, ignore_errors=True)
-        if previous is not None:
-            previous.rename(self.path)
+        self.put_back()
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -174,15 +190,16 @@ class RunDir:
         """Forget what was written by iterations later than `iteration`: they will be run again."""
         for path in (self.metrics, self.timings):
             if path.exists():
-                rows = [row for row in read_jsonl(path) if row["iteration"] <= iteration]
+                rows = [row for row in read_jsonl(path) if row.get("iteration", 0) <= iteration]
                 self.write_text(path, "".join(map(_line, rows)))
         for folder in (self.samples, self.evaluations):
             for path in folder.glob("iter_[0-9]*"):
                 if iteration_of(path) > iteration:
                     path.unlink()
-        kept = (*self.checkpoints.glob("iter_[0-9]*"), *self.best.glob("iter_[0-9]*"))
-        for path in [*self.checkpoints.glob(".iter_*"), *kept]:
-            if path.name.startswith(".") or iteration_of(path) > iteration:
+        for path in self.checkpoints.glob(".iter_*/"):  # one that was being written
+            shutil.rmtree(path)
+        for path in (*iterations_in(self.checkpoints), *iterations_in(self.best)):
+            if iteration_of(path) > iteration:
                 shutil.rmtree(path)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
@@ -216,7 +233,7 @@ class RunDir:
         Raises:
             RunDirError: `latest` is gone, or names one that is gone.
         """
-        there = sorted(path.name for path in self.checkpoints.glob("iter_[0-9]*"))
+        there = [path.name for path in iterations_in(self.checkpoints)]
         name = self._latest.read_bytes().decode("utf-8", "replace").strip() if self._latest.exists() else None
         if name in there:
             return self.checkpoints / name
@@ -229,7 +246,7 @@ class RunDir:
 
     def prune_checkpoints(self, keep: int) -> list[Path]:
         """Delete all but the newest `keep`, and return those, oldest first."""
-        paths = sorted(self.checkpoints.glob("iter_[0-9]*"))
+        paths = iterations_in(self.checkpoints)
         for path in paths[:-keep]:
             shutil.rmtree(path)
         return paths[-keep:]
@@ -239,7 +256,7 @@ class RunDir:
 
     def prune_best(self, iterations: set[int]) -> None:
         """Keep only the best adapters as of these iterations."""
-        for path in self.best.glob("iter_[0-9]*"):
+        for path in iterations_in(self.best):
             if iteration_of(path) not in iterations:
                 shutil.rmtree(path)
 
@@ -256,9 +273,17 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         if not line.endswith(b"\n"):
             return
         try:
-            yield json.loads(line)
+            row = json.loads(line)
         except ValueError as error:
             raise RunDirError(f"{path}:{number}: broken line ({error}); mend or remove it") from error
+        if not isinstance(row, dict):
+            raise RunDirError(f"{path}:{number}: broken line (no object); mend or remove it")
+        yield row
+
+
+def iterations_in(folder: Path) -> list[Path]:
+    """The folders iter_000012 and so on, in order. Whatever has another name, a copy for instance, is not of rlsf."""
+    return sorted(path for path in folder.glob("iter_*") if re.fullmatch(r"iter_\d{6,}", path.name) and path.is_dir())
 
 
 def iteration_of(path: Path) -> int:

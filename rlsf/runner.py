@@ -1,15 +1,16 @@
 """What `rlsf run` and `rlsf resume` do."""
 
-import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from rlsf.config.load import load_config, resolved_yaml
 from rlsf.config.schema import RunConfig
 from rlsf.display import Display
-from rlsf.errors import InterruptedStart, RunDirError
+from rlsf.errors import InterruptedRun, RunDirError
 from rlsf.evaluation.report import print_summary
 from rlsf.loop import train
 from rlsf.provenance import provenance
@@ -19,7 +20,7 @@ from rlsf.tasks import Stream, Task, build_stream
 
 CHANGEABLE = (
     *("name", "output_dir", "engine", "delivery", "evaluation", "preflight", "tracking"),
-    *("loop.checkpoint_every", "loop.keep_checkpoints"),
+    *("loop.checkpoint_every", "loop.keep_checkpoints", "algorithm.learning_rate", "algorithm.value_learning_rate"),
 )
 """Keys that a resumed run may have other values of."""
 _ABSENT = object()
@@ -31,26 +32,37 @@ def start(config: RunConfig, console: Console, *, overwrite: bool = False) -> No
 
     Raises:
         RlsfError, EngineError, RewardError: with a message for the user.
+        InterruptedRun: Ctrl-C once the run stands.
     """
     stream = build_stream(config)  # before the folder is made: bad data leaves no trace
-    path = Path(config.output_dir) / config.name
-    previous = RunDir(path).set_aside() if overwrite else None
-    directory = RunDir.create(path)
-    with Display(console, f"rlsf {config.name}", total=stream.iterations) as display, directory.locked():
+    directory = RunDir(Path(config.output_dir) / config.name)
+    if overwrite:
+        directory.set_aside()
+    else:
+        directory.put_back()
+    with ExitStack() as parts:
+        try:
+            RunDir.create(directory.path)
+            parts.enter_context(directory.locked())
+        except BaseException:
+            directory.put_back()
+            raise
+        display = parts.enter_context(Display(console, f"rlsf {config.name}", total=stream.iterations))
         try:
             began = {**provenance(), "data": stream.digests(), "config": config.model_dump(mode="json")}
             directory.write_json(directory.versions, began)
             directory.write_text(directory.config, resolved_yaml(config))
             run = Run(config, directory, stream, display)
-        except KeyboardInterrupt:
-            directory.discard(previous)
-            raise InterruptedStart from None
         except BaseException:
-            directory.discard(previous)
+            directory.discard()
             raise
-        if previous is not None:
-            shutil.rmtree(previous)
-        _train(run)
+        try:
+            _train(run)
+        except KeyboardInterrupt:
+            raise InterruptedRun from None
+        finally:
+            if directory.previous.exists():
+                display.say(f"The run that was to be replaced is still there: {directory.previous}")
     _conclude(directory, console)
 
 
@@ -75,9 +87,18 @@ def continue_run(directory: RunDir, console: Console) -> None:
 
 def _check_config(directory: RunDir, config: RunConfig) -> None:
     """Raises RunDirError where config.yaml was changed in a way that the run so far cannot be continued with."""
-    now = config.model_dump(mode="json")
-    began = directory.read_json(directory.versions).get("config", now)
-    changed = [key for key in _differing(began, now) if not key.startswith(CHANGEABLE)]
+    saved = directory.read_json(directory.versions)
+    try:  # as this version reads it, with the defaults of keys that are new
+        began = RunConfig.model_validate(saved.get("config", config.model_dump(mode="json")))
+    except ValidationError as error:
+        version = saved.get("versions", {}).get("rlsf", "another version")
+        raise RunDirError(
+            f"{directory.path} began with rlsf {version}, whose config this version does not understand: resume it "
+            "with that one"
+        ) from error
+    fixed = ("evaluation.prompts", "evaluation.samples") if config.evaluation.chooses else ()
+    differing = _differing(began.model_dump(mode="json"), config.model_dump(mode="json"))
+    changed = [key for key in differing if key in fixed or not key.startswith(CHANGEABLE)]
     if changed:
         raise RunDirError(
             f"{directory.config}: {', '.join(changed)} changed since the run began: put it back, or start a new run. "
@@ -87,6 +108,8 @@ def _check_config(directory: RunDir, config: RunConfig) -> None:
 
 def _differing(before: Any, after: Any, prefix: str = "") -> list[str]:
     """Dotted keys at which two configs differ."""
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        before, after = dict(enumerate(before)), dict(enumerate(after))
     if not isinstance(before, dict) or not isinstance(after, dict):
         return [] if before == after else [prefix]
     keys = [key for key in {**before, **after} if before.get(key, _ABSENT) != after.get(key, _ABSENT)]

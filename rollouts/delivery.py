@@ -226,7 +226,7 @@ class DeliveryCheck:
         if not np.isfinite(flat).all():
             raise EngineError(
                 f"{whose} gives log-probabilities that are not finite on the delivery probe: the weights are broken; "
-                "lower the learning rate and resume from the last checkpoint"
+                "lower the learning rate in the run's config.yaml and resume"
             )
         return flat
 
@@ -238,8 +238,8 @@ class DeliveryCheck:
                 f"engine and trainer disagree at version {now.version}: log-probability {now.engine[worst]:.5f} "
                 f"against {now.trainer[worst]:.5f} on probe token {worst}, {differences[worst]:.2g} nats apart where "
                 f"delivery.tolerance is {limits.worst:g}. The engine serves stale or altered weights, or the two "
-                "compute with different precision: check that model.dtype is what both load and that LoRA dropout is "
-                "0, then restart the engine"
+                "compute with different precision: restart the engine and resume; if that does not help, start a new "
+                "run with model.dtype: float32"
             )
         rms = _rms(differences)
         if rms > limits.rms:
@@ -247,7 +247,7 @@ class DeliveryCheck:
                 f"engine and trainer disagree at version {now.version}: their log-probabilities on the probe differ by "
                 f"{rms:.2g} nats (rms), more than {limits.rms:.2g}, the most that half precision explains. The engine "
                 "serves stale or altered weights: restart it; if this model is less exact than that, set "
-                "delivery.tolerance (nats, on the worst token) or model.dtype: float32"
+                "delivery.tolerance (nats, on the worst token), or start a new run with model.dtype: float32"
             )
         if self._noise is not None and rms > max(limits.growth * self._noise, limits.agreement):
             raise EngineError(

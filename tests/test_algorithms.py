@@ -11,9 +11,11 @@ import torch
 
 from reward.types import Score
 from rlsf.algorithms import create_algorithm
-from rlsf.algorithms.samples import minibatches
+from rlsf.algorithms.diagnostics import TokenDiagnostics
+from rlsf.algorithms.samples import TokenTensors, minibatches
 from rlsf.config.schema import DpoConfig, GrpoConfig, PpoConfig
 from rlsf.errors import TrainingError
+from rlsf.forward import PaddedBatch
 from rlsf.policy import REFERENCE
 from tests.tiny_policy import make_groups, make_policy, perturb, share_of
 
@@ -42,6 +44,21 @@ def rewards_of(groups):
 def with_rewards(group, rewards):
     pairs = zip(group.experiences, rewards, strict=True)
     return replace(group, experiences=tuple(replace(e, score=Score(reward)) for e, reward in pairs))
+
+
+@pytest.mark.parametrize("nats", [-100.0, -60.0, 50.0, 100.0])
+def test_a_policy_far_from_its_samples_is_still_measured(nats: float):
+    """Ratios whose squares, or which themselves, leave the range of single precision."""
+    mask = torch.ones(1, 3)
+    batch = PaddedBatch(torch.zeros(1, 2), mask[:, :2], torch.zeros(1, 3), mask)
+    zeros = torch.zeros(1, 3)
+    tokens = TokenTensors(batch, behaviour=zeros, reference=zeros, advantages=zeros, fresh=torch.tensor([True]))
+    diagnostics = TokenDiagnostics()
+    diagnostics.add(tokens, zeros + nats, zeros)
+    metrics = diagnostics.metrics()
+    assert metrics["train/fresh/ratio_mean"] == pytest.approx(math.exp(nats))
+    assert metrics["train/fresh/ess"] == pytest.approx(1.0)
+    assert metrics["policy/kl"] == pytest.approx(math.exp(-nats) - 1 + nats)
 
 
 @every_algorithm

@@ -1,6 +1,7 @@
 """The command line as people meet it: what goes wrong ends in one clear message, status 2 and no traceback."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,11 +246,17 @@ def test_a_run_from_start_to_the_commands_that_look_at_it(experiment, tmp_path):
     for command in (
         ["resume", run],
         ["eval", run, "--adapter", "base", "--samples", "2", "--output", tmp_path / "eval.json"],
+        ["eval", run, "--samples", "2", "--output", tmp_path / "last.json"],
+        ["eval", run, "--adapter", "best", "--prompts", "1"],
         ["replay", "stats", run],
         ["replay", "show", run, sample["group"][:-2]],
     ):
         assert run_cli([str(part) for part in command], log) == 0, log.read_text()
     assert len(json.loads((tmp_path / "eval.json").read_text())[0]["outcomes"]) == 4
+    final = json.loads((run / "evaluations" / "test_final_sums.json").read_text())
+    assert json.loads((tmp_path / "last.json").read_text())[0]["outcomes"] == final["outcomes"]
+    shutil.rmtree(run / "checkpoints" / "iter_000001" / "policy" / "default")
+    assert "cannot copy the adapter" in fails(["eval", run], tmp_path / "gone")
     said = fails(["run", config], tmp_path / "second")
     assert "rlsf resume" in said
     assert "has no adapter '7'" in fails(["eval", run, "--adapter", "7"], tmp_path / "third")

@@ -66,6 +66,14 @@ MALFORMED = {
         HEAD + "loop: {prompts: 4}\nreplay: {ratio: 0.1}\n",
         ["replay.ratio: 0.1 times loop.prompts (4) rounds to no group at all"],
     ),
+    "a replay ratio beyond numbers": (
+        HEAD + "replay: {ratio: 1.0e+308}\n",
+        ["replay.ratio: found 1e+308; expected at most 1000"],
+    ),
+    "a buffer beyond counting": (
+        HEAD + "replay: {capacity: 9223372036854775808}\n",
+        ["replay.capacity: found 9223372036854775808; expected at most 1000000000000"],
+    ),
     "a buffer of one iteration": (
         HEAD + "loop: {prompts: 4}\nreplay: {ratio: 1, capacity: 4}\n",
         ["replay.capacity: 4 groups hold no more than one iteration's"],

@@ -95,6 +95,7 @@ def test_what_a_function_logs_is_kept_as_evidence() -> None:
         ([1.0], r"returned 1 rewards for 2 completions.*'p-0', 'p-1'"),
         ([1.0, math.nan], r"'p-1'.*nan"),
         ([math.inf, 1.0], r"'p-0'.*inf"),
+        ([1.0, -2e9], r"'p-1' a value of -2000000000.0; .* no larger than 1e\+09"),
         ([1.0, "good"], r"'good' for rollout 'p-1'"),
         ([1.0, [1.0]], r"\[1.0\] for rollout 'p-1'"),
         ([1.0, 10**400], "too large for a float for rollout 'p-1'"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlsf.errors import RunDirError
-from rlsf.run_dir import RunDir, read_jsonl
+from rlsf.run_dir import RunDir, iterations_in, read_jsonl
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RunDirError, match="no run of rlsf"):
         RunDir.create(tmp_path)
-    assert RunDir(tmp_path).set_aside() is None
+    RunDir(tmp_path).set_aside()
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
@@ -47,10 +47,47 @@ def test_only_a_run_with_nothing_else_in_it_is_overwritten(tmp_path):
     (run.path / "thesis.tex").unlink()
     with run.locked(), pytest.raises(RunDirError, match="another process"):
         RunDir(run.path).set_aside()
-    aside = run.set_aside()
-    assert aside is not None and (aside / "config.yaml").exists() and not run.path.exists()
-    RunDir.create(run.path).discard(aside)
+    run.set_aside()
+    assert (run.previous / "config.yaml").exists() and not run.path.exists()
+    with pytest.raises(RunDirError, match=r"rename it"):
+        RunDir.open(run.path)
+    RunDir.create(run.path).discard()
     assert run.config.read_text() == "name: run\n"
+
+
+def test_what_was_set_aside_comes_back_unless_the_new_run_stands(directory):
+    directory.write_json(directory.versions, {})
+    directory.set_aside()
+    directory.put_back()
+    assert directory.config.read_text() == "name: run\n"
+    directory.set_aside()
+    new = RunDir.create(directory.path)
+    new.write_text(new.config, "name: new\n")
+    new.put_back()
+    assert new.config.read_text() == "name: new\n" and new.previous.exists()
+    new.drop_previous()
+    assert not new.previous.exists()
+
+
+def test_a_copy_of_a_checkpoint_is_the_users(directory):
+    for iteration in range(4):
+        directory.write_checkpoint(iteration, lambda folder: (folder / "a").write_text("1"))
+    own = [directory.checkpoints / "iter_000000_keep", directory.checkpoints / "iter_backup"]
+    for folder in own:
+        folder.mkdir()
+    own.append(directory.checkpoints / "iter_000009.tar.gz")
+    own[-1].write_text("packed")
+    assert [path.name for path in directory.prune_checkpoints(keep=2)] == ["iter_000002", "iter_000003"]
+    directory.drop_after(2)
+    assert all(path.exists() for path in own)
+    assert [path.name for path in iterations_in(directory.checkpoints)] == ["iter_000002"]
+
+
+@pytest.mark.parametrize("line", ["1", "[]", "{"])
+def test_a_broken_line_is_named(line, directory):
+    directory.metrics.write_text(line + '\n{"iteration": 1}\n')
+    with pytest.raises(RunDirError, match=r"metrics\.jsonl:1: broken line"):
+        directory.drop_after(0)
 
 
 def test_a_folder_that_only_looks_like_a_run_is_left_alone(tmp_path):

@@ -3,13 +3,15 @@
 import json
 import resource
 import shutil
+import signal
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from rlsf.run_dir import RunDir
+from rlsf.replay import ReplayStore
+from rlsf.run_dir import RunDir, read_jsonl
 from tests.killing import Moment, run_cli
 
 ROWS = [{"prompt": f"{a} + {b} =", "reference": str(a + b)} for a in range(10) for b in range(10)]
@@ -109,6 +111,31 @@ def test_overwriting_keeps_the_old_run_until_the_new_one_stands(experiment, tmp_
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
+def test_the_old_run_is_kept_until_the_new_one_has_a_checkpoint(experiment, tmp_path):
+    run, log = tmp_path / "runs" / "run", tmp_path / "log"
+    assert run_cli(experiment("loop.iterations=1"), log) == 0, log.read_text()
+    old = (run / "summary.json").read_bytes()
+    (tmp_path / "own.py").write_text("def reward(completions, **columns):\n    raise KeyError('oops')\n")
+    bad = experiment("loop.iterations=2", reward=f"{{kind: function, path: '{tmp_path}/own.py:reward'}}")
+    said = fails([*bad, "--overwrite"], tmp_path / "failed")
+    assert "The run that was to be replaced is still there" in said
+    assert (run.parent / ".run.previous" / "summary.json").read_bytes() == old
+    assert run_cli([*experiment("loop.iterations=2"), "--overwrite"], log) == 0, log.read_text()
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+def test_ctrl_c_before_the_run_stands_points_at_no_other_run(experiment, tmp_path):
+    run, log = tmp_path / "runs" / "run", tmp_path / "log"
+    assert run_cli(experiment("loop.iterations=1"), log) == 0, log.read_text()
+    old = (run / "summary.json").read_bytes()
+    again = [*experiment("loop.iterations=2"), "--overwrite"]
+    for target in ("rlsf.runner:build_stream", "rlsf.runner:provenance", "rlsf.run:resolve_model"):
+        log = tmp_path / target.rpartition(":")[2]
+        assert run_cli(again, log, Moment(target, sends=signal.SIGINT)) == 130, log.read_text()
+        assert log.read_text().splitlines()[-1] == "interrupted before the run began; nothing was changed"
+        assert (run / "summary.json").read_bytes() == old
+
+
 def test_a_run_in_use_is_not_resumed(killed, tmp_path):
     with RunDir(killed).locked():
         assert "another process is working on" in fails(["resume", killed], tmp_path / "resumed")
@@ -185,6 +212,11 @@ DAMAGE = {
         lambda run: _algorithm(run).write_bytes(_algorithm(run).read_bytes()[:900]),
         "cannot be restored",
     ),
+    "an empty optimizer": (lambda run: _algorithm(run).write_bytes(b""), "cannot be restored"),
+    "no reference": (
+        lambda run: shutil.rmtree(run / "checkpoints/iter_000001/policy/reference"),
+        "no reference adapter",
+    ),
     "no adapter": (lambda run: shutil.rmtree(run / "checkpoints/iter_000001/policy"), "adapter"),
     "another state": (lambda run: (run / "checkpoints/iter_000001/state.json").write_text("{}"), "is of iteration 0"),
     "an unknown state": (
@@ -203,26 +235,50 @@ def _algorithm(run):
 def test_a_damaged_run_says_what_is_wrong_and_loses_nothing(damage, killed, tmp_path):
     hurt, expected = DAMAGE[damage]
     hurt(killed)
-    before = {path: path.read_bytes() for path in [killed / "metrics.jsonl", *killed.glob("checkpoints/*/policy/*/*")]}
+    kept = [killed / "metrics.jsonl", *killed.glob("checkpoints/*/policy/*/*"), *killed.glob("samples/*")]
+    before = {path: path.read_bytes() for path in kept}
+    with ReplayStore.open_read_only(killed / "replay") as store:
+        digest = store.digest()
     assert expected in fails(["resume", killed], tmp_path / "resumed")
     assert all(path.read_bytes() == content for path, content in before.items())
+    with ReplayStore.open_read_only(killed / "replay") as store:
+        assert store.digest() == digest
 
 
 def test_a_stray_copy_among_the_checkpoints_does_no_harm(killed, tmp_path):
-    shutil.copytree(killed / "checkpoints/iter_000001", killed / "checkpoints/iter_backup")
+    copies = [killed / "checkpoints" / name for name in ("iter_backup", "iter_000001_keep")]
+    for copy in copies:
+        shutil.copytree(killed / "checkpoints/iter_000001", copy)
     log = tmp_path / "resumed"
     assert run_cli(["resume", str(killed)], log) == 0, log.read_text()
+    assert all((copy / "state.json").exists() for copy in copies)
 
 
 def test_a_run_is_resumed_with_the_config_it_began_with(killed, tmp_path):
     config = killed / "config.yaml"
     text = config.read_text()
-    config.write_text(text.replace("learning_rate: 0.0001", "learning_rate: 0.5").replace("soft: false", "soft: true"))
+    config.write_text(text.replace("max_tokens: 4", "max_tokens: 5").replace("soft: false", "soft: true"))
     said = fails(["resume", killed], tmp_path / "changed")
-    assert "reward.soft, algorithm.learning_rate changed since the run began" in said
+    assert "tasks.0.max_tokens, reward.soft changed since the run began" in said
+    config.write_text(text.replace("patience: null", "patience: 3").replace("\n  samples: 2\n", "\n  samples: 3\n"))
+    said = fails(["resume", killed], tmp_path / "scores that cannot be compared")
+    assert "evaluation.samples changed since the run began" in said
     config.write_text(text.replace("keep_checkpoints: 2", "keep_checkpoints: 5"))
+    versions = killed / "versions.json"
+    began = json.loads(versions.read_text())
+    del began["config"]["delivery"], began["config"]["sampling"]["top_p"]  # as an older rlsf left it
+    versions.write_text(json.dumps(began))
     log = tmp_path / "resumed"
     assert run_cli(["resume", str(killed)], log) == 0, log.read_text()
+
+
+def test_the_learning_rate_may_change_on_resume(killed, tmp_path):
+    config, log = killed / "config.yaml", tmp_path / "resumed"
+    config.write_text(config.read_text().replace("learning_rate: 0.0001", "learning_rate: 0.0025"))
+    assert run_cli(["resume", str(killed)], log) == 0, log.read_text()
+    rates = {row["iteration"]: row.get("train/learning_rate") for row in read_jsonl(killed / "metrics.jsonl")}
+    assert rates[1] in (None, 0.0001)
+    assert {rates[2], rates[3]} - {None} == {0.0025}
 
 
 def test_the_last_planned_iteration_is_no_early_stop(experiment, tmp_path):

@@ -89,7 +89,8 @@ def _ask(engine: Engine, questions: list[Prompt], sampling: SamplingParams, seed
         asked = [question for question in questions if question.id not in error.prompt_ids]
         if not asked:
             raise RewardError(
-                f"judge: no question fits; shorten reward.template or reward.max_tokens: {error}"
+                "judge: no question fits; raise engine.max_model_len, or start a new run with a shorter "
+                f"reward.template or reward.max_tokens: {error}"
             ) from error
         replies = engine.generate(asked, sampling, seed=seed)
     if len(replies) != len(asked):

@@ -39,7 +39,8 @@ class TokenDiagnostics:
             dual_clip: ratio above which the loss takes no gradient where the advantage is negative.
         """
         mask = tokens.batch.completion_mask.bool()
-        log_ratio = logprobs.detach() - tokens.behaviour
+        # In double precision: the square of a ratio leaves the range of single precision at 44 nats.
+        log_ratio = logprobs.detach().double() - tokens.behaviour
         values = {
             "ratio": log_ratio.exp(),
             "ratio_squared": (2 * log_ratio).exp(),
@@ -47,7 +48,7 @@ class TokenDiagnostics:
             "policy/entropy": entropy,
         }
         if tokens.reference is not None:
-            log_reference = tokens.reference - logprobs.detach()
+            log_reference = tokens.reference - logprobs.detach().double()
             values["policy/kl"] = log_reference.exp() - 1 - log_reference
         if clip is not None:
             low = (log_ratio.exp() < 1 - clip[0]) & (tokens.advantages < 0)
@@ -68,7 +69,7 @@ class TokenDiagnostics:
             ratio, squared = self._mean("ratio", part), self._mean("ratio_squared", part)
             if ratio is None or squared is None:
                 continue
-            result |= {f"train/{part}/ratio_mean": ratio, f"train/{part}/ess": ratio**2 / squared}
+            result |= {f"train/{part}/ratio_mean": ratio, f"train/{part}/ess": ratio**2 / squared if squared else 0.0}
             for name in ("kl_behaviour", "clip_fraction", "dual_clip_fraction"):
                 value = self._mean(name, part)
                 if value is not None:

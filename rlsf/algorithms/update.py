@@ -112,8 +112,20 @@ class AdapterOptimizer:
         return {"optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` left off, at this optimizer's own learning rate should it be another one."""
+        configured = self._schedule.base_lrs
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
+        if self._schedule.base_lrs != configured:
+            self._set_rates(configured)
+
+    def _set_rates(self, base_rates: Sequence[float]) -> None:
+        schedule: Any = self._schedule
+        schedule.base_lrs = list(base_rates)
+        factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+        for group, base, factor in zip(self._optimizer.param_groups, base_rates, factors, strict=True):
+            group["initial_lr"], group["lr"] = base, base * factor
+        schedule._last_lr = [group["lr"] for group in self._optimizer.param_groups]
 
 
 def step_metrics(steps: Sequence[Step]) -> dict[str, float]:
@@ -173,7 +185,8 @@ def fail_with_batch(folder: Path, update: str, batch: Sequence[Experience | Toke
         path.write_text(json.dumps(content, indent=1), "utf-8")
         raise TrainingError(
             f"{update}: {reason}, so the run stops before this step changes any weight. The batch is in {path}: look "
-            "there for rewards or log-probabilities that are not finite; if there are none, lower the learning rate"
+            "there for rewards or log-probabilities that are not finite; if there are none, lower the learning rate in "
+            "the run's config.yaml and resume"
         )
 
     return fail

@@ -315,13 +315,13 @@ class PrioritizedDraw(Section):
 class ReplayConfig(Section):
     """The persistent store of experiences. Its unit is the group: a prompt with its n rollouts."""
 
-    capacity: int = Field(10_000, ge=1)
+    capacity: int = Field(10_000, ge=1, le=10**12)
     """Groups kept."""
     keep: Literal["fifo", "reservoir"] = "fifo"
     """Which group goes when the store is full: the oldest, or a random one so that every group ever seen is equally
     likely to remain (Vitter's algorithm R)."""
     draw: Annotated[UniformDraw | PrioritizedDraw, Field(discriminator="kind")] = UniformDraw()
-    ratio: float = Field(0.0, ge=0)
+    ratio: float = Field(0.0, ge=0, le=1000)
     """Replayed groups per fresh group in each update; 0 trains on fresh groups alone."""
     max_staleness: int | None = Field(None, ge=1)
     """Replay nothing older than this many policy versions."""

@@ -18,7 +18,7 @@ from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.report import print_evaluations
 from rlsf.models import load_tokenizer, resolve_model
 from rlsf.models.loading import choose_device, choose_dtype
-from rlsf.run_dir import RunDir, iteration_of
+from rlsf.run_dir import RunDir, iteration_of, iterations_in
 from rlsf.seeds import derive_seed
 from rlsf.tasks import Task, build_stream
 from rollouts.adapter import read_adapter
@@ -53,8 +53,7 @@ def evaluate_run(
     folder, iteration = find_adapter(directory, adapter)
     with ExitStack() as stack:
         if folder is not None:  # a run that goes on would delete it while the engine starts
-            kept = Path(stack.enter_context(TemporaryDirectory(prefix="rlsf_eval_"))) / folder.name
-            folder = shutil.copytree(folder, kept)
+            folder = _copied(folder, Path(stack.enter_context(TemporaryDirectory(prefix="rlsf_eval_"))))
         display = stack.enter_context(Display(console, f"rlsf eval {directory.path}", total=len(tasks)))
         with display.phase("start engine"):
             engine = _engine(config)
@@ -79,7 +78,7 @@ def find_adapter(directory: RunDir, name: str) -> tuple[Path | None, int | None]
     """
     if name == "base":
         return None, None
-    iterations = {str(iteration_of(path)): iteration_of(path) for path in directory.checkpoints.glob("iter_*")}
+    iterations = {str(iteration_of(path)): iteration_of(path) for path in iterations_in(directory.checkpoints)}
     adapters = {key: directory.checkpoint(number) / "policy" / "default" for key, number in iterations.items()}
     latest = directory.latest_checkpoint()
     if latest is not None:
@@ -91,6 +90,15 @@ def find_adapter(directory: RunDir, name: str) -> tuple[Path | None, int | None]
     if name not in adapters:
         raise RunDirError(f"{directory.path} has no adapter {name!r}; it has {', '.join(['base', *sorted(adapters)])}")
     return adapters[name], iterations[name]
+
+
+def _copied(adapter: Path, into: Path) -> Path:
+    try:
+        return shutil.copytree(adapter, into / adapter.name)
+    except (OSError, shutil.Error) as error:
+        raise RunDirError(
+            f"cannot copy the adapter {adapter}: {error}. If the run goes on, it may have pruned it: try again"
+        ) from error
 
 
 def _check_served(engine: Engine, folder: Path) -> None:
