@@ -29,6 +29,10 @@ OWN = {
 """What rlsf itself puts into the folder of a run."""
 
 
+START_WAIT = 10.0
+"""Seconds that a start waits for another one of the same name."""
+
+
 class RunDir:
     """Paths and atomic writes below one run's folder."""
 
@@ -46,8 +50,10 @@ class RunDir:
         self.best = self.checkpoints / "best"
         self.failures = path / "failures"
         self.outbox = path / "outbox"
-        self.previous = path.absolute().parent / f".{path.absolute().name}.previous"
+        absolute = path.absolute()  # of "." too
+        self.previous = absolute.parent / f".{absolute.name}.previous"
         """Where a run of the same name waits until this one has its first checkpoint."""
+        self._starting = absolute.parent / f".{absolute.name}.starting"
         self._latest = path / "latest"
 
     @classmethod
@@ -92,17 +98,26 @@ class RunDir:
         Raises:
             RunDirError: another one does.
         """
-        lock = FileLock(self.path / ".lock")
-        with clear_os_errors(self.path):
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:  # is an OSError too
-                busy = f"another process is working on {self.path}: wait until it ends, or stop it first"
-                raise RunDirError(busy) from None
-        try:
+        busy = f"another process is working on {self.path}: wait until it ends, or stop it first"
+        with _held(self.path / ".lock", busy):
             yield
-        finally:
-            lock.release()
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Within the block no other process starts, replaces or undoes a run of this name. Waits for one that does.
+
+        Raises:
+            RunDirError: it takes longer than START_WAIT seconds, or the folder above cannot be written.
+        """
+        with clear_os_errors(self._starting.parent):
+            self._starting.parent.mkdir(parents=True, exist_ok=True)
+        with _held(
+            self._starting, f"another process is starting a run in {self.path}: wait for it", timeout=START_WAIT
+        ):
+            try:
+                yield
+            finally:
+                self._starting.unlink(missing_ok=True)
 
     def set_aside(self) -> None:
         """Make way for a new run of the same name: the old one is at `previous` then.
@@ -149,7 +164,7 @@ class RunDir:
         return sorted(path.name for path in self.path.iterdir() if path.name.removesuffix(".tmp") not in OWN)
 
     def discard(self) -> None:
-        """Undo `create` and `set_aside`: for a run that could not start."""
+        """Undo `create` and `set_aside`, for a run that could not start. Within `starting`, as those are."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.put_back()
 
@@ -259,6 +274,21 @@ class RunDir:
         for path in iterations_in(self.best):
             if iteration_of(path) not in iterations:
                 shutil.rmtree(path)
+
+
+@contextmanager
+def _held(path: Path, busy: str, timeout: float = 0) -> Iterator[None]:
+    """Within the block this process has the lock; RunDirError(busy) where another keeps it for `timeout` seconds."""
+    lock = FileLock(path)
+    with clear_os_errors(path):
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout:  # is an OSError too
+            raise RunDirError(busy) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

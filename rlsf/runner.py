@@ -36,25 +36,15 @@ def start(config: RunConfig, console: Console, *, overwrite: bool = False) -> No
     """
     stream = build_stream(config)  # before the folder is made: bad data leaves no trace
     directory = RunDir(Path(config.output_dir) / config.name)
-    if overwrite:
-        directory.set_aside()
-    else:
-        directory.put_back()
     with ExitStack() as parts:
-        try:
-            RunDir.create(directory.path)
-            parts.enter_context(directory.locked())
-        except BaseException:
-            directory.put_back()
-            raise
+        with directory.starting():
+            _begin(directory, config, stream, parts, overwrite=overwrite)
         display = parts.enter_context(Display(console, f"rlsf {config.name}", total=stream.iterations))
         try:
-            began = {**provenance(), "data": stream.digests(), "config": config.model_dump(mode="json")}
-            directory.write_json(directory.versions, began)
-            directory.write_text(directory.config, resolved_yaml(config))
             run = Run(config, directory, stream, display)
         except BaseException:
-            directory.discard()
+            with directory.starting():
+                directory.discard()
             raise
         try:
             _train(run)
@@ -64,6 +54,27 @@ def start(config: RunConfig, console: Console, *, overwrite: bool = False) -> No
             if directory.previous.exists():
                 display.say(f"The run that was to be replaced is still there: {directory.previous}")
     _conclude(directory, console)
+
+
+def _begin(directory: RunDir, config: RunConfig, stream: Stream, parts: ExitStack, *, overwrite: bool) -> None:
+    """Make the folder, lock it until `parts` close, and write what the run begins with; all of it, or nothing."""
+    if overwrite:
+        directory.set_aside()
+    else:
+        directory.put_back()
+    try:
+        RunDir.create(directory.path)
+    except BaseException:
+        directory.put_back()
+        raise
+    try:
+        parts.enter_context(directory.locked())
+        began = {**provenance(), "data": stream.digests(), "config": config.model_dump(mode="json")}
+        directory.write_json(directory.versions, began)
+        directory.write_text(directory.config, resolved_yaml(config))
+    except BaseException:
+        directory.discard()
+        raise
 
 
 def continue_run(directory: RunDir, console: Console) -> None:

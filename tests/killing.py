@@ -8,6 +8,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +64,24 @@ def run_cli(arguments: list[str], log: Path, moment: Moment | None = None, timeo
 
 
 def _child(arguments: list[str], log: str, moment: Moment | None) -> None:
-    import sys
-
-    with Path(log).open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
     if moment is not None:
         moment.arm()
+    sys.exit(run_here(arguments, Path(log)))
+
+
+def run_here(arguments: list[str], log: Path) -> int:
+    """`rlsf ARGUMENTS` in this process, which should have nothing else to do; returns the exit status."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     sys.argv = ["rlsf", *arguments]
     from rlsf.cli import main
 
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0

@@ -104,6 +104,19 @@ def test_two_processes_never_work_on_one_run(directory):
         pass
 
 
+def test_two_processes_never_start_one_run(directory, monkeypatch):
+    monkeypatch.setattr("rlsf.run_dir.START_WAIT", 0.1)
+    with (
+        directory.starting(),
+        pytest.raises(RunDirError, match="another process is starting"),
+        RunDir(directory.path).starting(),
+    ):
+        pass
+    with RunDir(directory.path).starting():
+        pass
+    assert [path.name for path in directory.path.parent.iterdir()] == ["run"]
+
+
 def test_opening_what_is_no_run_says_so(tmp_path):
     with pytest.raises(RunDirError, match=r"config\.yaml is missing"):
         RunDir.open(tmp_path / "nothing")

@@ -1,9 +1,11 @@
 """`rlsf run` and `rlsf resume` when something around them is amiss: data, disk, another process, reward, engine."""
 
 import json
+import os
 import resource
 import shutil
 import signal
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from rlsf.replay import ReplayStore
 from rlsf.run_dir import RunDir, read_jsonl
-from tests.killing import Moment, run_cli
+from tests.killing import Moment, run_cli, run_here
 
 ROWS = [{"prompt": f"{a} + {b} =", "reference": str(a + b)} for a in range(10) for b in range(10)]
 CONFIG = """
@@ -121,6 +123,40 @@ def test_the_old_run_is_kept_until_the_new_one_has_a_checkpoint(experiment, tmp_
     assert "The run that was to be replaced is still there" in said
     assert (run.parent / ".run.previous" / "summary.json").read_bytes() == old
     assert run_cli([*experiment("loop.iterations=2"), "--overwrite"], log) == 0, log.read_text()
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+@dataclass(frozen=True)
+class Meanwhile:
+    """Another rlsf process begins in the middle of this one's start."""
+
+    arguments: list[str]
+    log: Path
+
+    def arm(self) -> None:
+        import rlsf.runner
+
+        original = rlsf.runner.provenance
+
+        def provenance():
+            rlsf.runner.provenance = original
+            if os.fork() == 0:
+                os._exit(run_here(self.arguments, self.log))
+            time.sleep(3)
+            return original()
+
+        rlsf.runner.provenance = provenance
+
+
+def test_two_starts_at_once_lose_nothing(experiment, tmp_path):
+    """The second one, without --overwrite, finds half a folder and the old run beside it."""
+    run, log, other = tmp_path / "runs" / "run", tmp_path / "log", tmp_path / "other"
+    assert run_cli(experiment("loop.iterations=1", "seed=1"), log) == 0, log.read_text()
+    again = experiment("loop.iterations=2", "seed=2")
+    assert run_cli([*again, "--overwrite"], log, Meanwhile(again, other)) == 0, log.read_text()
+    assert "holds a run already" in other.read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["seed"], summary["iterations"]) == (2, 2)
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
