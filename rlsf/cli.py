@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -193,14 +193,32 @@ def main() -> None:
     try:
         app()
     except (RlsfError, EngineError, RewardError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        _fail(
+            f"out of memory ({reason}). What bounds it: engine.max_batch, engine.max_model_len, "
+            "engine.gpu_memory_utilization, algorithm.micro_batch_tokens, algorithm.gradient_checkpointing, "
+            "model.lora.r; `rlsf resume` continues a run once memory is free"
+        )
 
 
-def _escaped(error: Exception) -> str:
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of Python, of a CUDA device (torch.OutOfMemoryError), or of torch on a CPU, which raises a plain RuntimeError."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _fail(message: str) -> NoReturn:
     from rich.markup import escape
 
-    return escape(str(error))
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -96,12 +96,23 @@ class Display:
 
     def _render(self) -> Panel:
         table = Table(box=None, padding=(0, 1), header_style="dim")
-        titles = ["iteration", *SHOWN, "tokens/s"]
+        titles = _fitting(["iteration", *SHOWN, "tokens/s"], self._console.width - 4)  # less the panel's frame
         for title in titles:
-            table.add_column(title, justify="right")
+            table.add_column("\n".join(title.split()), justify="right", vertical="bottom")
         for row in self._rows:
             table.add_row(*[row.get(title, "") for title in titles])
         return Panel(Group(self._progress, table), title=self._title, title_align="left")
+
+
+def _fitting(titles: list[str], width: int) -> list[str]:
+    """As many as there is room for, from the left; their words stand one above the other."""
+    fitting: list[str] = []
+    for title in titles:
+        width -= max(6, *map(len, title.split())) + 2
+        if width < 0:
+            break
+        fitting.append(title)
+    return fitting
 
 
 def _mean(values: list[float]) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rlsf.cli import main
 from tests.killing import Moment, run_cli
 
 ROWS = [{"prompt": f"{a} + {b} =", "reference": str(a + b)} for a in range(10) for b in range(10)]
@@ -212,6 +213,26 @@ def test_ctrl_c_says_how_to_go_on(experiment, tmp_path):
     assert run_cli(["resume", str(run)], tmp_path / "again", interrupt) == 130
     assert "interrupted; `rlsf resume" in (tmp_path / "again").read_text()
     assert run_cli(["resume", str(run)], tmp_path / "once more") == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate")])
+def test_out_of_memory_is_one_message(error, monkeypatch, capsys):
+    def app():
+        raise error
+
+    monkeypatch.setattr("rlsf.cli.app", app)
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "error: out of memory (" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def app():
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("rlsf.cli.app", app)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main()
 
 
 def test_a_path_in_brackets_is_no_markup(experiment, tmp_path):

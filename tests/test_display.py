@@ -53,8 +53,19 @@ def test_the_panel_of_a_terminal_shows_phase_figures_and_time_left():
         with display.phase("train"):
             display._live.refresh()
     text = said(out)
-    for part in ("runs/quickstart", "train", "1/4", "3 h 5 min left", "held-out pass@1", "0.300", "a line that stays"):
+    for part in ("runs/quickstart", "train", "1/4", "3 h 5 min left", "held-out", "0.300", "a line that stays"):
         assert part in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_panel_leaves_columns_out_and_cuts_none_short(width):
+    out = console(terminal=True, width=width)
+    with Display(out, "runs/quickstart", total=4) as display:
+        display.iteration(1, METRICS, tokens_per_second=120.4, seconds=3700)
+        display._live.refresh()
+    text = said(out)
+    assert "iteration" in text and "reward" in text and "…" not in text
+    assert ("tokens/s" in text) == (width >= 80) and ("entropy" in text)
 
 
 def estimate(value):
@@ -77,10 +88,16 @@ def summary(**changes):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("width", [80, 200])
-def test_the_final_table(width):
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("warm", [False, True])
+def test_the_final_table(width, warm):
     out = console(terminal=False, width=width)
-    print_summary(summary(stop_reason="it stood still"), out)
+    content = summary(stop_reason="it stood still")
+    if warm:
+        task = content["tasks"]["sums"]
+        task |= {"warm_start": task["base"], "change": {**task["change"], "from": "warm_start"}}
+    print_summary(content, out)
+    assert "+0.200 [+0.100, +0.300]" in said(out)  # not broken over lines
     text = " ".join(said(out).split())
     for part in (
         "200 held-out prompts", "0.500", "[0.400, 0.600]", "+0.200", "[+0.100, +0.300]", "always the most",

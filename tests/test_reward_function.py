@@ -121,7 +121,9 @@ def test_an_exception_names_function_and_rollouts_and_keeps_its_cause() -> None:
     def broken(**_: Any) -> list[float]:
         raise KeyError("boom")
 
-    with pytest.raises(RewardError, match=r"'broken' raised KeyError\('boom'\).*'p-0', 'p-1'") as caught:
+    with pytest.raises(
+        RewardError, match=r"'broken' raised KeyError\('boom'\) .*'p-0', 'p-1' \(at .*\.py:\d+\)"
+    ) as caught:
         score_with(broken, "12", "13")
     assert isinstance(caught.value.__cause__, KeyError)
 

@@ -19,6 +19,7 @@ from rlsf.config.schema import RunConfig, TaskConfig
 from rlsf.errors import DataError
 from rlsf.tasks import DataReport, Stream, Task, build_stream, build_task
 from rlsf.tasks.baselines import last_operand, last_operand_correct, most_frequent_answer, most_frequent_correct
+from rlsf.tasks.files import read_file
 from rollouts.types import Prompt
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +85,12 @@ def test_every_format_gives_the_same_prompts(tmp_path: Path, suffix: str) -> Non
     assert (prompt.reference, prompt.task) == ("14", "t")
     assert prompt.metadata == ({"level": "1", "ok": ""} if suffix == ".csv" else {"level": 1, "ok": None})
     assert task.has_references
+
+
+def test_csv_with_a_long_document(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("prompt,reference\n" + "word " * 40_000 + ",1\n")
+    ((_, row),) = read_file(tmp_path / "d.csv")
+    assert len(row["prompt"]) == 200_000
 
 
 def test_csv_with_line_breaks_quotes_and_an_unnamed_index(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import inspect
 import json
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
@@ -88,7 +89,7 @@ class FunctionReward(BaseReward):
             return result
         except (Exception, SystemExit) as error:  # SystemExit would end the run as if it had finished
             raise RewardError(
-                f"reward function {self.name!r} raised {error!r} while scoring {_ids(rollouts)}"
+                f"reward function {self.name!r} raised {error!r} while scoring {_ids(rollouts)}{_place(error)}"
             ) from error
 
     def _checked(self, values: Any, rollouts: Sequence[Rollout]) -> list[float | None]:
@@ -127,6 +128,12 @@ class FunctionReward(BaseReward):
             ) from None
 
 
+def _place(error: BaseException) -> str:
+    """Where it was raised, in words to put behind it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+
+
 def load_function(path: str) -> RewardFunction:
     """The function that `module:function` or `path/to/file.py:function` names; a relative file is taken from
     the working directory.
@@ -138,7 +145,9 @@ def load_function(path: str) -> RewardFunction:
     try:
         module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise RewardError(f"reward function {path!r}: {module_name} cannot be imported: {error!r}") from error
+        raise RewardError(
+            f"reward function {path!r}: {module_name} cannot be imported: {error!r}{_place(error)}"
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         found = sorted(

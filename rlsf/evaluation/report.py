@@ -1,5 +1,6 @@
 """summary.json, and the table that a run ends with."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -94,31 +95,62 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         console.print(f"Stopped early: {summary['stop_reason']}.", highlight=False)
 
 
+MAIN = "pass@1 (sampled)"
+LABEL, CELL = 34, 25
+"""Columns of a terminal: the longest label; `+0.065 [+0.033, +0.099]` and the space between two of them."""
+
+
 def _task_table(name: str, task: dict[str, Any], width: int) -> Table:
     final, change = task["final"], task["change"]
-    stages = [stage for stage in STAGES if task[stage] is not None]
+    columns = {STAGES[stage]: task[stage] for stage in STAGES if task[stage] is not None}
+    columns[f"change over {CHANGE[change['from']]}"] = change
+    rows = {
+        MAIN if key == "pass@1" else key: {
+            title: _interval(column.get(key), signed=column is change) for title, column in columns.items()
+        }
+        for key in final
+        if isinstance(final[key], dict)
+    }
+    always = {trivial: _interval(estimate) for trivial, estimate in task["trivial"].items()}
     table = Table(
-        "",
         title=f"{name}: {final['prompts']} held-out prompts, {final['samples_per_prompt']} samples each",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    for title in (*[STAGES[stage] for stage in stages], f"change over {CHANGE[change['from']]}"):
-        table.add_column(title, justify="right")
-    # Estimate and interval side by side where there is room, else one above the other.
-    gap = " " if width >= 26 * (len(stages) + 2) else "\n"
-    for key in [key for key in final if isinstance(final[key], dict)]:
-        cells = [_interval(task[stage].get(key), gap) for stage in stages]
-        main = key == "pass@1"
-        table.add_row(
-            "pass@1 (sampled)" if main else key,
-            *cells,
-            _interval(change.get(key), gap, signed=True),
-            style="bold" if main else "",
+    if width < LABEL + CELL * len(columns):
+        _fill_upright(table, {**rows, "always": always})
+    else:
+        _fill(
+            table, {**rows, **{f"always {answer}": {STAGES["base"]: cell} for answer, cell in always.items()}}, columns
         )
-    for trivial, estimate in task["trivial"].items():
-        table.add_row(f"always {trivial}", _interval(estimate, gap), style="dim")
     return table
+
+
+def _fill(table: Table, rows: dict[str, dict[str, str]], titles: Iterable[str]) -> None:
+    """A column per stage."""
+    table.add_column("")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for label, cells in rows.items():
+        table.add_row(label, *[cells.get(title, "") for title in titles], style=_style(label))
+
+
+def _fill_upright(table: Table, rows: dict[str, dict[str, str]]) -> None:
+    """A row per stage, where the terminal is too narrow for columns."""
+    table.show_header = False
+    for justify in ("left", "left", "right"):
+        table.add_column(justify=justify, no_wrap=justify == "right")
+    for label, cells in rows.items():
+        shown = {title: cell for title, cell in cells.items() if cell}
+        for number, (title, cell) in enumerate(shown.items()):
+            table.add_row("" if number else label, title, cell, style=_style(label))
+        table.add_section()
+
+
+def _style(label: str) -> str:
+    if label == MAIN:
+        return "bold"
+    return "dim" if label.startswith("always") else ""
 
 
 def show_preflight(reports: list[dict[str, Any]], display: "Display") -> None:
@@ -141,12 +173,12 @@ def print_evaluations(evaluations: list[Evaluation], adapter: str, console: Cons
     for evaluation in evaluations:
         table.add_column(evaluation.task, justify="right")
     for key in [key for key in summaries[0] if isinstance(summaries[0][key], dict)]:
-        table.add_row(key, *[_interval(summary[key], " ") for summary in summaries])
+        table.add_row(key, *[_interval(summary[key]) for summary in summaries])
     console.print(table)
 
 
-def _interval(estimate: dict[str, float] | None, gap: str, *, signed: bool = False) -> str:
+def _interval(estimate: dict[str, float] | None, *, signed: bool = False) -> str:
     if estimate is None:
         return ""
     sign = "+" if signed else ""
-    return f"{estimate['value']:{sign}.3f}{gap}[{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
+    return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"

@@ -89,6 +89,7 @@ def _record(where: str, row: Any, expected: str) -> Record:
 
 
 def _csv(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long document
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         header = next((row for row in reader if row), None)
