@@ -94,6 +94,6 @@ def _check(name: str, rollout: Rollout, score: Score) -> None:
                 f"larger than {LARGEST:g}"
             )
     try:
-        json.dumps(score.evidence, allow_nan=False)
+        json.dumps(score.evidence, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
         raise RewardError(f"reward {name!r}: the evidence for rollout {rollout.id!r} is no JSON: {error}") from error

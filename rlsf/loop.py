@@ -84,6 +84,7 @@ def iterate(run: Run) -> None:
         update = run.algorithm.update([*fresh, *replayed], iteration=iteration, seed=run.seed("update", iteration))
         run.replay.update_priorities(update.priorities, iteration=iteration)
         metrics |= update.metrics
+        run.state.steps += int(update.metrics.get("train/steps", 0))
 
     with run.phase("sync"):
         metrics |= run.deliver()

@@ -21,14 +21,19 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree that this package runs from, with "+changes" where it differs; None when installed."""
+    """Commit of the source tree that this package runs from, with "+changes" where more than results differs; None when
+    installed."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return None
-    return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    return commit + (
+        "+changes"
+        if _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+        else ""
+    )
 
 
 def machine() -> dict[str, Any]:

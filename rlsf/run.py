@@ -13,10 +13,10 @@ import torch
 from reward.factory import make_reward
 from reward.types import RewardError
 from rlsf.algorithms import create_algorithm
-from rlsf.algorithms.sft import WarmStart
+from rlsf.algorithms.sft import WarmStart, answer_ids
 from rlsf.config.schema import RunConfig
 from rlsf.display import Display
-from rlsf.errors import RlsfError, RunDirError, TrainingError
+from rlsf.errors import ConfigError, RlsfError, RunDirError, TrainingError
 from rlsf.evaluation.evaluate import Evaluation, evaluate
 from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.statistics import Estimate, wilson
@@ -116,6 +116,17 @@ class Run:
         for task in self.stream.tasks:  # a prompt that is too long should not wait for the iteration that draws it
             prompts = [*task.train, *task.validation, *task.test]
             encode_prompts(self.policy.tokenizer, prompts, self.sampling(task), self.engine.max_model_len)
+        self._check_warm_start()
+
+    def _check_warm_start(self) -> None:
+        """Raises ConfigError where the answers that it teaches would be cut off in the loop."""
+        longest = max((len(answer_ids(self.policy.tokenizer, answer)) for _, answer in self._labelled()), default=0)
+        limit = self.sampling(self.stream.tasks[0]).max_tokens
+        if longest > limit:
+            raise ConfigError(
+                f"warm_start.answer_template: it teaches answers of up to {longest} tokens, the end included, and "
+                f"sampling.max_tokens cuts off after {limit}: raise that, or shorten the template"
+            )
 
     def __enter__(self) -> "Run":
         return self
@@ -162,13 +173,16 @@ class Run:
         """
         assert self.config.warm_start is not None
         trainer = WarmStart(self.config.warm_start, self.policy, dump_dir=self.directory.failures)
-        task = self.stream.tasks[0]
-        template = self.config.warm_start.answer_template
-        examples = [
-            (encode_prompt(self.policy.tokenizer, prompt), template.replace("{reference}", str(prompt.reference)))
-            for prompt in task.labelled_train[: self.config.warm_start.examples]
-        ]
+        examples = [(encode_prompt(self.policy.tokenizer, prompt), answer) for prompt, answer in self._labelled()]
         return trainer.run(examples, seed=self.seed("warm_start"))
+
+    def _labelled(self) -> list[tuple[Prompt, str]]:
+        """The warm start's prompts with the answers it teaches."""
+        if self.config.warm_start is None:
+            return []
+        template = self.config.warm_start.answer_template
+        prompts = self.stream.tasks[0].labelled_train[: self.config.warm_start.examples]
+        return [(prompt, template.replace("{reference}", str(prompt.reference))) for prompt in prompts]
 
     # -- delivery ------------------------------------------------------------------------------------------------------
 

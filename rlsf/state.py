@@ -15,6 +15,8 @@ class LoopState:
     prepared: bool = False
     tokens: dict[str, int] = field(default_factory=dict)
     """Generated so far, by phase."""
+    steps: int = 0
+    """Optimizer steps so far, those of the warm start left out."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Spent so far, by phase, over all sittings of the run."""
     validated_tasks: int = 0

@@ -128,3 +128,10 @@ def test_preflight_warns_of_what_cannot_teach(changes, expected):
     warnings = warnings_of(report(**changes), 8, min_auroc=0.55)
     assert len(warnings) == (expected is not None)
     assert expected is None or expected in warnings[0]
+
+
+@pytest.mark.parametrize(("auroc", "warned"), [(0.9, False), (0.5, True), (None, False)])
+def test_preflight_of_single_completions_compares_prompts(auroc, warned):
+    """PPO may draw one completion per prompt: no group then holds a right and a wrong one."""
+    warnings = warnings_of(report(auroc_within_groups=None, auroc=auroc), 1, min_auroc=0.55)
+    assert bool(warnings) == warned

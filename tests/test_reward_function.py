@@ -117,6 +117,24 @@ def test_what_is_no_reward_is_an_error_naming_function_and_rollout(result: Any, 
     assert "'broken'" in str(caught.value)
 
 
+def test_a_function_that_wants_labels_must_be_given_them() -> None:
+    def strict(completions: list[str], reference: list[str], **_: Any) -> list[float]:
+        return [float(c == r) for c, r in zip(completions, reference, strict=True)]
+
+    with pytest.raises(RewardError, match="set needs_reference: true"):
+        FunctionReward(strict)
+    assert FunctionReward(strict, needs_reference=True).needs == {"reference"}
+
+
+def test_evidence_that_cannot_be_written_is_an_error() -> None:
+    def odd(completions: list[str], log_extra: Any, **_: Any) -> list[float]:
+        log_extra("note", ["\udc80"] * len(completions))
+        return [1.0] * len(completions)
+
+    with pytest.raises(RewardError, match=r"'p-0' is no JSON.*surrogates"):
+        score_with(odd, "12")
+
+
 def test_an_exception_names_function_and_rollouts_and_keeps_its_cause() -> None:
     def broken(**_: Any) -> list[float]:
         raise KeyError("boom")

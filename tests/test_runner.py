@@ -317,6 +317,19 @@ def test_the_learning_rate_may_change_on_resume(killed, tmp_path):
     assert {rates[2], rates[3]} - {None} == {0.0025}
 
 
+def test_a_run_without_one_step_says_so(experiment, tmp_path):
+    (tmp_path / "own.py").write_text("def reward(completions, **columns):\n    return [1.0] * len(completions)\n")
+    log = tmp_path / "log"
+    command = experiment("loop.iterations=1", reward=f"{{kind: function, path: '{tmp_path}/own.py:reward'}}")
+    assert run_cli(command, log) == 0, log.read_text()
+    assert "not one optimizer step was taken" in " ".join(log.read_text().split())
+
+
+def test_a_warm_start_that_teaches_answers_too_long_is_refused(experiment, tmp_path):
+    warm = "warm_start={examples: 4, answer_template: 'The answer is {reference}'}"
+    assert "sampling.max_tokens cuts off after 4" in fails(experiment(warm), tmp_path / "log")
+
+
 def test_the_last_planned_iteration_is_no_early_stop(experiment, tmp_path):
     command = experiment("evaluation.patience=1", "evaluation.every=3", "algorithm.learning_rate=0")
     assert run_cli(command, tmp_path / "log") == 0

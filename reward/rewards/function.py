@@ -49,6 +49,11 @@ class FunctionReward(BaseReward):
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.needs: frozenset[Need] = frozenset({"reference"}) if needs_reference else frozenset()
         self._function = function
+        if not needs_reference and _demands(function, "reference"):
+            raise RewardError(
+                f"reward function {self.name!r} takes `reference`, which it is not given: set needs_reference: true, "
+                "and it sees labels; or give the parameter a default"
+            )
 
     def _score(self, groups: Groups, context: RewardContext) -> list[list[Score]]:
         rollouts = [rollout for group in groups for rollout in group]
@@ -126,6 +131,15 @@ class FunctionReward(BaseReward):
             raise RewardError(
                 f"reward function {self.name!r} returned a number too large for a float for rollout {rollout.id!r}"
             ) from None
+
+
+def _demands(function: RewardFunction, parameter: str) -> bool:
+    """Whether a call without `parameter` would fail."""
+    try:
+        found = inspect.signature(function).parameters.get(parameter)
+    except (TypeError, ValueError):  # some built-in callables have none
+        return False
+    return found is not None and found.default is inspect.Parameter.empty
 
 
 def _place(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from rlsf import forward
 from rlsf.algorithms.update import AdapterOptimizer, Step, fail_with_batch, seeded
@@ -37,7 +38,7 @@ class WarmStart:
         """
         from rlsf.algorithms.trl_overrides import SupervisedLoss  # TRL takes seconds to import
 
-        sequences = [(tuple(prompt), self._answer_ids(answer)) for prompt, answer in examples]
+        sequences = [(tuple(prompt), answer_ids(self._policy.tokenizer, answer)) for prompt, answer in examples]
         if not sequences:
             raise DataError("the warm start has no labelled examples: the first task's train split holds no references")
         loss = SupervisedLoss(self._policy)
@@ -61,11 +62,13 @@ class WarmStart:
             fail=fail_with_batch(self._dump_dir, "warm start", batch),
         )
 
-    def _answer_ids(self, answer: str) -> tuple[int, ...]:
-        ids = self._policy.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise DataError("the warm start has an empty answer: check warm_start.answer_template and the references")
-        return (*ids, self._policy.tokenizer.eos_token_id)
+
+def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> tuple[int, ...]:
+    """Token ids of an answer and the end of the sequence. Raises DataError where the answer is empty."""
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise DataError("the warm start has an empty answer: check warm_start.answer_template and the references")
+    return (*ids, tokenizer.eos_token_id)
 
 
 def _batches(sequences: Sequence[TokenPair], config: WarmStartConfig, seed: int) -> Iterator[list[TokenPair]]:

@@ -28,6 +28,7 @@ def summarize(run: "Run") -> dict[str, Any]:
         "engine": run.engine.description,
         "model": run.config.model.source,
         "iterations": run.state.iteration,
+        "optimizer_steps": run.state.steps,
         "stop_reason": run.state.stop_reason,
         "adapter_iteration": run.state.best_iteration
         if run.config.evaluation.select == "best"
@@ -91,6 +92,12 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         "95% intervals in brackets; the change is paired over prompts.",
         highlight=False,
     )
+    if summary.get("optimizer_steps") == 0:
+        console.print(
+            "[yellow]warning:[/] not one optimizer step was taken, so the loop changed nothing: no group of rollouts "
+            "had rewards that differ. Look into samples/ for what they were",
+            highlight=False,
+        )
     if summary["stop_reason"]:
         console.print(f"Stopped early: {summary['stop_reason']}.", highlight=False)
 
