@@ -27,7 +27,7 @@ from rlsf.models import resolve_model
 from rlsf.policy import Policy
 from rlsf.quiet import quiet_progress_bars
 from rlsf.replay import ReplayStore
-from rlsf.run_dir import RunDir, iteration_of
+from rlsf.run_dir import RunDir, iteration_of, read_jsonl
 from rlsf.samples import sample_rows
 from rlsf.seeds import derive_seed
 from rlsf.state import LoopState
@@ -76,7 +76,7 @@ class Run:
             return LoopState()
         try:
             state = LoopState.from_json(self.directory.read_json(folder / "state.json"))
-        except TypeError as error:
+        except ValueError as error:
             raise _damaged(folder, error) from error
         if state.iteration != iteration_of(folder):
             raise _damaged(folder, f"state.json is of iteration {state.iteration}")
@@ -293,7 +293,8 @@ class Run:
         if broken:
             raise TrainingError(
                 f"iteration {iteration}: {', '.join(broken)} is not finite, so the policy has gone where it cannot be "
-                "measured; lower the learning rate in the run's config.yaml and resume from the last checkpoint"
+                "measured; lower the learning rate in the run's config.yaml and resume; where the newest checkpoint is "
+                "ruined already, write the name of an earlier one into `latest`"
             )
         row = {"iteration": iteration, "task": task.name, "policy_version": self.state.policy_version, **metrics}
         self.directory.append_line(self.directory.metrics, row)
@@ -361,7 +362,14 @@ class Run:
                 raise _damaged(folder, error) from error
         self.replay.rollback(self.state.iteration)
         self.directory.drop_after(self.state.iteration if folder is not None else -1)
+        self._count_rows()
         self._deliver_current()
+
+    def _count_rows(self) -> None:
+        written = self.state.iteration + 1 if self.state.prepared else 0
+        found = sum(1 for _ in read_jsonl(self.directory.metrics))
+        if found != written:
+            self.display.warn(f"{self.directory.metrics} has {found} lines, and the run has written {written}")
 
     def _restore_parts(self, folder: Path) -> None:
         self.policy.load(folder / "policy")

@@ -185,12 +185,15 @@ class RunDir:
             temporary.replace(path)
             fsync(path.parent)
 
-    def read_json(self, path: Path) -> Any:
-        """Raises RunDirError where the file is missing or broken."""
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """Raises RunDirError where the file is missing, broken, or holds no object."""
         try:
-            return json.loads(path.read_text("utf-8"))
+            content = json.loads(path.read_text("utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("it holds no object")
         except (OSError, ValueError) as error:
             raise RunDirError(f"cannot read {path}: {error}. The run directory is damaged or incomplete") from error
+        return content
 
     def append_line(self, path: Path, row: dict[str, Any]) -> None:
         with clear_os_errors(path), path.open("a", encoding="utf-8") as file:
@@ -249,7 +252,7 @@ class RunDir:
             RunDirError: `latest` is gone, or names one that is gone.
         """
         there = [path.name for path in iterations_in(self.checkpoints)]
-        name = self._latest.read_bytes().decode("utf-8", "replace").strip() if self._latest.exists() else None
+        name = self._latest.read_bytes().decode("utf-8", "replace").strip() if self._latest.is_file() else None
         if name in there:
             return self.checkpoints / name
         if name is None and there in ([], [self.checkpoint(0).name]):  # a kill before `latest` was first written
@@ -306,8 +309,8 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except ValueError as error:
             raise RunDirError(f"{path}:{number}: broken line ({error}); mend or remove it") from error
-        if not isinstance(row, dict):
-            raise RunDirError(f"{path}:{number}: broken line (no object); mend or remove it")
+        if not isinstance(row, dict) or not isinstance(row.get("iteration", 0), int):
+            raise RunDirError(f"{path}:{number}: broken line (no object, or no iteration); mend or remove it")
         yield row
 
 

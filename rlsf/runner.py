@@ -85,7 +85,10 @@ def continue_run(directory: RunDir, console: Console) -> None:
     """
     if directory.summary.exists():
         console.print(f"{directory.path} is finished.", highlight=False, markup=False)
-        print_summary(directory.read_json(directory.summary), console)
+        summary = directory.read_json(directory.summary)
+        if not summary.keys() >= {"tasks", "labels", "seconds", "iterations", "engine"}:
+            raise RunDirError(f"{directory.summary} is no summary of a run: remove it, and the run is concluded anew")
+        print_summary(summary, console)
         return
     config = load_config(directory.config)
     _check_config(directory, config)

@@ -1,12 +1,16 @@
 """What the loop itself has to remember between iterations; everything else is in the parts' own checkpoints."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 
 @dataclass
 class LoopState:
     """Saved as state.json in every checkpoint."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     iteration: int = 0
     """Last one finished; 0 is the preparation."""
@@ -38,4 +42,5 @@ class LoopState:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "LoopState":
-        return cls(**data)
+        """Raises ValueError where a key is unknown or of another type."""
+        return TypeAdapter(cls).validate_python(data)

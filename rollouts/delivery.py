@@ -226,7 +226,8 @@ class DeliveryCheck:
         if not np.isfinite(flat).all():
             raise EngineError(
                 f"{whose} gives log-probabilities that are not finite on the delivery probe: the weights are broken; "
-                "lower the learning rate in the run's config.yaml and resume"
+                "lower the learning rate in the run's config.yaml and resume; where the newest checkpoint is ruined "
+                "already, write the name of an earlier one into `latest`"
             )
         return flat
 

@@ -64,6 +64,7 @@ def run_cli(arguments: list[str], log: Path, moment: Moment | None = None, timeo
 
 
 def _child(arguments: list[str], log: str, moment: Moment | None) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the suite runs in the background
     if moment is not None:
         moment.arm()
     sys.exit(run_here(arguments, Path(log)))

@@ -62,7 +62,7 @@ def test_judge_leaves_out_an_answer_too_long_to_ask_about() -> None:
     scores = judge(Small(lambda *_: "5"), group("12", "99999", "13"))
     assert [score.value for score in scores] == [1, None, 1]
     assert "does not fit" in scores[1].evidence["note"]
-    with pytest.raises(RewardError, match=r"no question fits; shorten reward\.template"):
+    with pytest.raises(RewardError, match=r"no question fits; raise engine\.max_model_len"):
         judge(Small(lambda *_: "5"), group("99999"))
 
 

@@ -83,7 +83,7 @@ def test_a_copy_of_a_checkpoint_is_the_users(directory):
     assert [path.name for path in iterations_in(directory.checkpoints)] == ["iter_000002"]
 
 
-@pytest.mark.parametrize("line", ["1", "[]", "{"])
+@pytest.mark.parametrize("line", ["1", "[]", "{", '{"iteration": "x"}'])
 def test_a_broken_line_is_named(line, directory):
     directory.metrics.write_text(line + '\n{"iteration": 1}\n')
     with pytest.raises(RunDirError, match=r"metrics\.jsonl:1: broken line"):

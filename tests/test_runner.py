@@ -259,8 +259,26 @@ DAMAGE = {
         lambda run: (run / "checkpoints/iter_000001/state.json").write_text('{"mood": 1}'),
         "cannot be restored",
     ),
+    "a state of another type": (
+        lambda run: _edit(run / "checkpoints/iter_000001/state.json", policy_version="x"),
+        "cannot be restored",
+    ),
+    "versions are a list": (lambda run: (run / "versions.json").write_text("[]"), "versions.json: it holds no object"),
+    "a summary of nothing": (lambda run: (run / "summary.json").write_text("{}"), "is no summary of a run"),
+    "TensorBoard's folder is a file": (
+        lambda run: (shutil.rmtree(run / "tensorboard"), (run / "tensorboard").write_text("")),
+        "cannot write",
+    ),
+    "latest is a folder": (
+        lambda run: ((run / "latest").unlink(), (run / "latest").mkdir()),
+        "latest is missing",
+    ),
     "no base evaluation": (lambda run: (run / "evaluations/test_base_sums.json").unlink(), "test_base_sums.json"),
 }
+
+
+def _edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def _algorithm(run):
@@ -279,6 +297,13 @@ def test_a_damaged_run_says_what_is_wrong_and_loses_nothing(damage, killed, tmp_
     assert all(path.read_bytes() == content for path, content in before.items())
     with ReplayStore.open_read_only(killed / "replay") as store:
         assert store.digest() == digest
+
+
+def test_lines_that_are_gone_are_missed(killed, tmp_path):
+    (killed / "metrics.jsonl").unlink()
+    log = tmp_path / "resumed"
+    assert run_cli(["resume", str(killed)], log) == 0, log.read_text()
+    assert "metrics.jsonl has 0 lines, and the run has written 2" in " ".join(log.read_text().split())
 
 
 def test_a_stray_copy_among_the_checkpoints_does_no_harm(killed, tmp_path):

@@ -186,7 +186,8 @@ def fail_with_batch(folder: Path, update: str, batch: Sequence[Experience | Toke
         raise TrainingError(
             f"{update}: {reason}, so the run stops before this step changes any weight. The batch is in {path}: look "
             "there for rewards or log-probabilities that are not finite; if there are none, lower the learning rate in "
-            "the run's config.yaml and resume"
+            "the run's config.yaml and resume; where the newest checkpoint is ruined already, write the name of an "
+            "earlier one into `latest`"
         )
 
     return fail

@@ -7,12 +7,14 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from rlsf.experience import Group
+from rlsf.files import clear_os_errors
 from rlsf.samples import as_markdown
 
 
 class TensorBoardBackend:
     def __init__(self, directory: Path, *, purge_after: int) -> None:
-        self._writer = SummaryWriter(str(directory), purge_step=purge_after + 1)
+        with clear_os_errors(directory):
+            self._writer = SummaryWriter(str(directory), purge_step=purge_after + 1)
 
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
