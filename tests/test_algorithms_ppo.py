@@ -108,7 +108,7 @@ def test_the_critic_learns_and_the_controller_reacts(ppo):
 def test_the_penalty_is_the_gap_to_the_reference_at_each_token(ppo):
     algorithm, policy = ppo
     perturb(policy)
-    groups = make_groups(policy, lambda r: 0.0, prompts=1, n=2)
+    groups = make_groups(policy, lambda r: 1.0, prompts=1, n=2)  # so large that no advantage's sign is lost below
     rollouts = [e.rollout for e in groups[0].experiences]
     gaps = [
         np.subtract(r.logprobs, reference)
@@ -117,9 +117,11 @@ def test_the_penalty_is_the_gap_to_the_reference_at_each_token(ppo):
     result = algorithm.update(groups, iteration=1, seed=0)
     assert result.metrics["train/kl_per_completion"] == pytest.approx(np.mean([gap.sum() for gap in gaps]), rel=1e-4)
     # the critic starts at 0, so the unwhitened advantages are Σ_k λ^k of what is still to come
+    rewards = [token_rewards(1.0, -0.02 * gap) for gap in gaps]
     advantages = [
-        [sum(0.95 ** (k - t) * -0.02 * gap[k] for k in range(t, len(gap))) for t in range(len(gap))] for gap in gaps
+        [sum(0.95 ** (k - t) * row[k] for k in range(t, len(row))) for t in range(len(row))] for row in rewards
     ]
+    assert min(map(min, advantages)) > 0
     expected = np.abs(np.concatenate(advantages)).mean()
     assert result.priorities[groups[0].id] == pytest.approx(expected, rel=1e-3)
 
