@@ -331,6 +331,7 @@ class Run:
 
     def checkpoint(self) -> None:
         """Make everything so far durable; whatever comes after the last checkpoint is done again on resume."""
+        self.directory.check_in_place()
         iteration = self.state.iteration
         self.state.reward = self.reward.state()
         self.state.delivery = self.delivery.state()

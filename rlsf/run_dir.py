@@ -119,6 +119,14 @@ class RunDir:
             finally:
                 self._starting.unlink(missing_ok=True)
 
+    def check_in_place(self) -> None:
+        """Raises RunDirError where the folder is no longer the one that was locked."""
+        if not (self.path / ".lock").exists():
+            raise RunDirError(
+                f"{self.path} was moved or deleted while the run worked on it. If it was moved, delete what has been "
+                "written here since, and `rlsf resume` it at its new place"
+            )
+
     def set_aside(self) -> None:
         """Make way for a new run of the same name: the old one is at `previous` then.
 
@@ -206,6 +214,10 @@ class RunDir:
 
     def drop_after(self, iteration: int) -> None:
         """Forget what was written by iterations later than `iteration`: they will be run again."""
+        with clear_os_errors(self.path):
+            self._drop_after(iteration)
+
+    def _drop_after(self, iteration: int) -> None:
         for path in (self.metrics, self.timings):
             if path.exists():
                 rows = [row for row in read_jsonl(path) if row.get("iteration", 0) <= iteration]
@@ -265,8 +277,9 @@ class RunDir:
     def prune_checkpoints(self, keep: int) -> list[Path]:
         """Delete all but the newest `keep`, and return those, oldest first."""
         paths = iterations_in(self.checkpoints)
-        for path in paths[:-keep]:
-            shutil.rmtree(path)
+        with clear_os_errors(self.checkpoints):
+            for path in paths[:-keep]:
+                shutil.rmtree(path)
         return paths[-keep:]
 
     def best_adapter(self, iteration: int) -> Path:

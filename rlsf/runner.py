@@ -91,15 +91,15 @@ def continue_run(directory: RunDir, console: Console) -> None:
         print_summary(summary, console)
         return
     config = load_config(directory.config)
-    _check_config(directory, config)
+    check_config(directory, config)
     stream = build_stream(config)
-    _check_data(directory, stream)
+    check_data(directory, stream)
     with Display(console, f"rlsf {config.name}", total=stream.iterations) as display, directory.locked():
         _train(Run(config, directory, stream, display))
     _conclude(directory, console)
 
 
-def _check_config(directory: RunDir, config: RunConfig) -> None:
+def check_config(directory: RunDir, config: RunConfig) -> None:
     """Raises RunDirError where config.yaml was changed in a way that the run so far cannot be continued with."""
     saved = directory.read_json(directory.versions)
     try:  # as this version reads it, with the defaults of keys that are new
@@ -131,7 +131,7 @@ def _differing(before: Any, after: Any, prefix: str = "") -> list[str]:
     return [key for part in found for key in part]
 
 
-def _check_data(directory: RunDir, stream: Stream) -> None:
+def check_data(directory: RunDir, stream: Stream) -> None:
     """Raises RunDirError where a source has changed since the run began: held-out prompts would be trained on."""
     known = directory.read_json(directory.versions).get("data", {})
     changed = [name for name, digest in stream.digests().items() if known.get(name) != digest]

@@ -278,6 +278,10 @@ def test_a_run_from_start_to_the_commands_that_look_at_it(experiment, tmp_path):
     assert json.loads((tmp_path / "last.json").read_text())[0]["outcomes"] == final["outcomes"]
     shutil.rmtree(run / "checkpoints" / "iter_000001" / "policy" / "default")
     assert "cannot copy the adapter" in fails(["eval", run], tmp_path / "gone")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("seed: 0", "seed: 1"))
+    assert "seed changed since the run began" in fails(["eval", run, "--adapter", "base"], tmp_path / "reseeded")
+    (run / "config.yaml").write_text(text)
     said = fails(["run", config], tmp_path / "second")
     assert "rlsf resume" in said
     assert "has no adapter '7'" in fails(["eval", run, "--adapter", "7"], tmp_path / "third")

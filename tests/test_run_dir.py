@@ -117,6 +117,25 @@ def test_two_processes_never_start_one_run(directory, monkeypatch):
     assert [path.name for path in directory.path.parent.iterdir()] == ["run"]
 
 
+def test_a_folder_that_was_moved_away_is_missed(directory):
+    with directory.locked():
+        directory.check_in_place()
+        directory.path.rename(directory.path.with_name("moved"))
+        directory.samples.mkdir(parents=True)
+        with pytest.raises(RunDirError, match="was moved or deleted"):
+            directory.check_in_place()
+
+
+def test_files_that_cannot_be_dropped_are_one_message(directory, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    directory.write_samples(3, [])
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(RunDirError, match="Permission denied"):
+        directory.drop_after(1)
+
+
 def test_opening_what_is_no_run_says_so(tmp_path):
     with pytest.raises(RunDirError, match=r"config\.yaml is missing"):
         RunDir.open(tmp_path / "nothing")

@@ -19,6 +19,7 @@ from rlsf.evaluation.report import print_evaluations
 from rlsf.models import load_tokenizer, resolve_model
 from rlsf.models.loading import choose_device, choose_dtype
 from rlsf.run_dir import RunDir, iteration_of, iterations_in
+from rlsf.runner import check_config, check_data
 from rlsf.seeds import derive_seed
 from rlsf.tasks import Task, build_stream
 from rollouts.adapter import read_adapter
@@ -46,7 +47,9 @@ def evaluate_run(
         RlsfError, EngineError: with a message for the user.
     """
     config = load_config(directory.config)
+    check_config(directory, config)
     stream = build_stream(config)
+    check_data(directory, stream)  # held-out prompts of other data may have been trained on
     tasks = [task for task in stream.tasks if task.has_references]
     if not tasks:
         raise RunDirError(f"{directory.path}: no task has reference answers, so there is nothing to grade with")
