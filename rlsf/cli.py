@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from reward.types import RewardError
-from rlsf.errors import ConfigError, InterruptedRun, RlsfError
+from rlsf.errors import ConfigError, InterruptedRun, RlsfError, is_out_of_memory
 from rlsf.quiet import quiet_libraries
 from rollouts.types import EngineError
 
@@ -195,7 +195,7 @@ def main() -> None:
     except (RlsfError, EngineError, RewardError) as error:
         _fail(str(error))
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         _fail(
@@ -203,15 +203,6 @@ def main() -> None:
             "engine.gpu_memory_utilization, algorithm.micro_batch_tokens, algorithm.gradient_checkpointing, "
             "model.lora.r; `rlsf resume` continues a run once memory is free"
         )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Of Python, of a CUDA device (torch.OutOfMemoryError), or of torch on a CPU, which raises a plain RuntimeError."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
-    )
 
 
 def _fail(message: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """Writing that survives a loss of power, and says in one line what kept it from writing."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,15 @@ def clear_os_errors(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}. Free space or mend the rights; then `rlsf resume` "
             "continues from the last checkpoint"
         ) from error
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it. Raises RunDirError where that is not allowed."""
+    with clear_os_errors(path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def fsync(path: Path) -> None:

@@ -109,20 +109,15 @@ def auroc_within_groups(truth: Sequence[Sequence[bool]], scores: Sequence[Sequen
 
 def _warnings(report: dict[str, Any], n: int, min_auroc: float) -> list[str]:
     name, warnings = report["task"], []
-    within = report["auroc_within_groups"]
-    if n == 1:  # no groups: the critic's baseline stands in for them, and prompts are compared with each other
-        if report["auroc"] is not None and report["auroc"] < min_auroc:
-            warnings.append(
-                f"{name}: a right answer outranks a wrong one with probability {report['auroc']:.2f} only "
-                f"(preflight.min_auroc is {min_auroc}); training on it will not help: choose another reward or task"
-            )
-    elif within is None:
+    # Single completions make no groups: a critic's baseline then compares prompts with each other.
+    decisive, where = (report["auroc"], "") if n == 1 else (report["auroc_within_groups"], "within groups, ")
+    if decisive is None and n > 1:
         warnings.append(
             f"{name}: no group holds both right and wrong answers with a score; these prompts teach nothing"
         )
-    elif within < min_auroc:
+    elif decisive is not None and decisive < min_auroc:
         warnings.append(
-            f"{name}: within groups, a right answer outranks a wrong one with probability {within:.2f} only "
+            f"{name}: {where}a right answer outranks a wrong one with probability {decisive:.2f} only "
             f"(preflight.min_auroc is {min_auroc}); training on it will not help: choose another reward or task"
         )
     if report["truncated"] > 0.25:

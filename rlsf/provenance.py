@@ -29,11 +29,8 @@ def git_commit() -> str | None:
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return None
-    return commit + (
-        "+changes"
-        if _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
-        else ""
-    )
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return commit + ("+changes" if changes else "")
 
 
 def machine() -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The parts of a run, put together, saved and restored. `rlsf.loop` is the story they are used in."""
 
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,12 +15,12 @@ from rlsf.algorithms import create_algorithm
 from rlsf.algorithms.sft import WarmStart, answer_ids
 from rlsf.config.schema import RunConfig
 from rlsf.display import Display
-from rlsf.errors import ConfigError, RlsfError, RunDirError, TrainingError
+from rlsf.errors import LOWER_THE_RATE, ConfigError, RlsfError, RunDirError, TrainingError, is_out_of_memory
 from rlsf.evaluation.evaluate import Evaluation, evaluate
 from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.statistics import Estimate, wilson
 from rlsf.experience import Group
-from rlsf.files import clear_os_errors
+from rlsf.files import clear_os_errors, remove
 from rlsf.metered import MeteredEngine
 from rlsf.models import resolve_model
 from rlsf.policy import Policy
@@ -206,7 +205,7 @@ class Run:
         report = self.delivery.verify(self.engine, version, trainer, folder if version > 0 else None)
         for path in self.directory.outbox.glob("version_*"):
             if path != folder:
-                shutil.rmtree(path)
+                remove(path)
         return {"delivery/largest_difference": report.largest_difference}
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
@@ -293,8 +292,7 @@ class Run:
         if broken:
             raise TrainingError(
                 f"iteration {iteration}: {', '.join(broken)} is not finite, so the policy has gone where it cannot be "
-                "measured; lower the learning rate in the run's config.yaml and resume; where the newest checkpoint is "
-                "ruined already, write the name of an earlier one into `latest`"
+                f"measured; {LOWER_THE_RATE}"
             )
         row = {"iteration": iteration, "task": task.name, "policy_version": self.state.policy_version, **metrics}
         self.directory.append_line(self.directory.metrics, row)
@@ -357,9 +355,11 @@ class Run:
         else:
             try:
                 self._restore_parts(folder)
-            except (RlsfError, RewardError, EngineError, torch.OutOfMemoryError):
+            except (RlsfError, RewardError, EngineError):
                 raise  # says itself what is wrong
             except Exception as error:  # what broken files raise is as varied as they are
+                if is_out_of_memory(error):
+                    raise
                 raise _damaged(folder, error) from error
         self.replay.rollback(self.state.iteration)
         self.directory.drop_after(self.state.iteration if folder is not None else -1)

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rlsf.errors import RunDirError
-from rlsf.files import clear_os_errors, fsync
+from rlsf.files import clear_os_errors, fsync, remove
 
 OWN = {
     "config.yaml", "versions.json", "metrics.jsonl", "timings.jsonl", "summary.json", "samples",
@@ -133,20 +133,18 @@ class RunDir:
         Raises:
             RunDirError: it is no run, holds files that rlsf did not write, or is being worked on.
         """
-        aside = self.previous
         if not self.config.exists():
             return
         foreign = self._foreign()
         if self.path.is_symlink() or not self.versions.exists() or foreign:
             holds = f"it holds {foreign[0]}" if foreign else "it is a link, or no run of rlsf"
             raise RunDirError(f"{self.path} is not overwritten: {holds}. Move it away, or give another --name")
-        with self.locked(), clear_os_errors(aside):
-            if aside.exists() and not self._latest.exists():  # what should have replaced it was killed as it started
-                shutil.rmtree(self.path)
+        with self.locked(), clear_os_errors(self.previous):
+            if self.previous.exists() and not self._latest.exists():  # its replacement was killed as it started
+                remove(self.path)
                 return
-            if aside.exists():
-                shutil.rmtree(aside)
-            self.path.rename(aside)
+            self.drop_previous()
+            self.path.rename(self.previous)
 
     def put_back(self) -> None:
         """Undo `set_aside` where nothing came of the new run."""
@@ -158,8 +156,7 @@ class RunDir:
     def drop_previous(self) -> None:
         """Delete what `set_aside` kept: the new run stands."""
         if self.previous.exists():
-            with clear_os_errors(self.previous):
-                shutil.rmtree(self.previous)
+            remove(self.previous)
 
     def _is_unstarted(self) -> bool:
         """Whether nothing is there but what a start leaves behind that was killed before config.yaml was written."""
@@ -214,10 +211,6 @@ class RunDir:
 
     def drop_after(self, iteration: int) -> None:
         """Forget what was written by iterations later than `iteration`: they will be run again."""
-        with clear_os_errors(self.path):
-            self._drop_after(iteration)
-
-    def _drop_after(self, iteration: int) -> None:
         for path in (self.metrics, self.timings):
             if path.exists():
                 rows = [row for row in read_jsonl(path) if row.get("iteration", 0) <= iteration]
@@ -225,12 +218,12 @@ class RunDir:
         for folder in (self.samples, self.evaluations):
             for path in folder.glob("iter_[0-9]*"):
                 if iteration_of(path) > iteration:
-                    path.unlink()
+                    remove(path)
         for path in self.checkpoints.glob(".iter_*/"):  # one that was being written
-            shutil.rmtree(path)
+            remove(path)
         for path in (*iterations_in(self.checkpoints), *iterations_in(self.best)):
             if iteration_of(path) > iteration:
-                shutil.rmtree(path)
+                remove(path)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -277,9 +270,8 @@ class RunDir:
     def prune_checkpoints(self, keep: int) -> list[Path]:
         """Delete all but the newest `keep`, and return those, oldest first."""
         paths = iterations_in(self.checkpoints)
-        with clear_os_errors(self.checkpoints):
-            for path in paths[:-keep]:
-                shutil.rmtree(path)
+        for path in paths[:-keep]:
+            remove(path)
         return paths[-keep:]
 
     def best_adapter(self, iteration: int) -> Path:
@@ -289,7 +281,7 @@ class RunDir:
         """Keep only the best adapters as of these iterations."""
         for path in iterations_in(self.best):
             if iteration_of(path) not in iterations:
-                shutil.rmtree(path)
+                remove(path)
 
 
 @contextmanager

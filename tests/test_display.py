@@ -53,7 +53,16 @@ def test_the_panel_of_a_terminal_shows_phase_figures_and_time_left():
         with display.phase("train"):
             display._live.refresh()
     text = said(out)
-    for part in ("runs/quickstart", "train", "1/4", "3 h 5 min left", "held-out", "0.300", "a line that stays"):
+    for part in (
+        "runs/quickstart",
+        "train",
+        "1/4",
+        "3 h 5 min left",
+        "held-out",
+        "pass@1",
+        "0.300",
+        "a line that stays",
+    ):
         assert part in text
 
 

@@ -175,6 +175,7 @@ def test_ctrl_c_before_the_run_stands_points_at_no_other_run(experiment, tmp_pat
 def test_a_run_in_use_is_not_resumed(killed, tmp_path):
     with RunDir(killed).locked():
         assert "another process is working on" in fails(["resume", killed], tmp_path / "resumed")
+    assert run_cli(["resume", str(killed)], tmp_path / "again") == 0
 
 
 def test_a_reward_that_raises_is_met_before_the_base_model_is_measured(experiment, tmp_path):
@@ -374,7 +375,7 @@ class SmallDisk:
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
 
 
-@pytest.mark.parametrize("limit", [2_000, 120_000, 400_000])
+@pytest.mark.parametrize("limit", [2_000, 40_000, 120_000, 400_000])
 def test_a_full_disk_is_one_clear_message(limit, experiment, tmp_path):
     """Met by the store, the adapter, the optimizer's state: wherever, the run says which file and how to go on."""
     (tmp_path / "log").touch()

@@ -21,7 +21,11 @@ def test_the_lab_model_teaches_itself(tmp_path):
     assert task["change"]["pass@1"]["low"] > 0
     assert task["change"]["greedy"]["high"] > 0
     assert task["final"]["pass@1"]["value"] > 10 * max(trivial["value"] for trivial in task["trivial"].values())
-    assert not any(summary["labels"].values())
+    assert summary["labels"] == {
+        "warm_start_examples": 0,
+        "reward_sees_labels": False,
+        "validation_labels_choose": False,
+    }
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 1 + 16
     with ReplayStore.open_read_only(run / "replay") as store:
         assert len(store) == 16 * 64

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from rlsf.config.schema import OptimizerConfig
-from rlsf.errors import TrainingError
+from rlsf.errors import LOWER_THE_RATE, TrainingError
 from rlsf.experience import Experience, Group
 from rlsf.forward import TokenPair
 
@@ -185,9 +185,8 @@ def fail_with_batch(folder: Path, update: str, batch: Sequence[Experience | Toke
         path.write_text(json.dumps(content, indent=1), "utf-8")
         raise TrainingError(
             f"{update}: {reason}, so the run stops before this step changes any weight. The batch is in {path}: look "
-            "there for rewards or log-probabilities that are not finite; if there are none, lower the learning rate in "
-            "the run's config.yaml and resume; where the newest checkpoint is ruined already, write the name of an "
-            "earlier one into `latest`"
+            "there for rewards or log-probabilities that are not finite; if there are none, "
+            f"{LOWER_THE_RATE}"
         )
 
     return fail

@@ -19,7 +19,7 @@ from rlsf.evaluation.report import print_evaluations
 from rlsf.models import load_tokenizer, resolve_model
 from rlsf.models.loading import choose_device, choose_dtype
 from rlsf.run_dir import RunDir, iteration_of, iterations_in
-from rlsf.runner import check_config, check_data
+from rlsf.same import check_same_config, check_same_data
 from rlsf.seeds import derive_seed
 from rlsf.tasks import Task, build_stream
 from rollouts.adapter import read_adapter
@@ -47,9 +47,9 @@ def evaluate_run(
         RlsfError, EngineError: with a message for the user.
     """
     config = load_config(directory.config)
-    check_config(directory, config)
+    check_same_config(directory, config)
     stream = build_stream(config)
-    check_data(directory, stream)  # held-out prompts of other data may have been trained on
+    check_same_data(directory, stream)  # held-out prompts of other data may have been trained on
     tasks = [task for task in stream.tasks if task.has_references]
     if not tasks:
         raise RunDirError(f"{directory.path}: no task has reference answers, so there is nothing to grade with")
@@ -98,7 +98,7 @@ def find_adapter(directory: RunDir, name: str) -> tuple[Path | None, int | None]
 def _copied(adapter: Path, into: Path) -> Path:
     try:
         return shutil.copytree(adapter, into / adapter.name)
-    except (OSError, shutil.Error) as error:
+    except OSError as error:
         raise RunDirError(
             f"cannot copy the adapter {adapter}: {error}. If the run goes on, it may have pruned it: try again"
         ) from error

@@ -125,11 +125,9 @@ def _task_table(name: str, task: dict[str, Any], width: int) -> Table:
         box=box.SIMPLE_HEAD,
     )
     if width < LABEL + CELL * len(columns):
-        _fill_upright(table, {**rows, "always": always})
+        _fill_upright(table, rows | {"always": always})
     else:
-        _fill(
-            table, {**rows, **{f"always {answer}": {STAGES["base"]: cell} for answer, cell in always.items()}}, columns
-        )
+        _fill(table, rows | {f"always {answer}": {STAGES["base"]: cell} for answer, cell in always.items()}, columns)
     return table
 
 
