@@ -1,0 +1,101 @@
+"""How the loop puts its parts together, seen in what a run leaves behind."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rlsf.replay import ReplayStore
+from rlsf.run_dir import read_jsonl
+from tests.killing import run_cli
+
+pytestmark = pytest.mark.slow
+
+CONFIG = """
+name: run
+output_dir: {folder}
+model: {{source: lab}}
+engine: {{kind: transformers}}
+tasks:
+  - name: sums
+    source: {{kind: reasoning_gym, dataset: chain_sum, params: {{min_terms: 2, max_terms: 2}}, size: 200}}
+    split: {{validation: 16, test: 16}}
+    max_tokens: 6
+sampling: {{n: 4}}
+reward: {{kind: function, path: "{folder}/shun.py:no_digits"}}
+warm_start: {{examples: 8, steps: 4, batch_size: 4}}
+algorithm: {{kind: grpo, learning_rate: 1.0e-2}}
+replay: {{ratio: 2, max_staleness: 1}}
+loop: {{iterations: 4, prompts: 4}}
+evaluation: {{every: 1, samples: 4, final_samples: 4, select: best}}
+preflight: {{enabled: false}}
+tracking: {{tensorboard: false}}
+"""
+WORSE_AND_WORSE = """
+def no_digits(completions, **columns):
+    texts = [reply[-1]["content"] for reply in completions]
+    return [-float(sum(int(letter) for letter in text if letter.isdecimal())) for text in texts]
+"""
+
+
+def run_loop(folder, *overrides):
+    (folder / "shun.py").write_text(WORSE_AND_WORSE)
+    (folder / "config.yaml").write_text(CONFIG.format(folder=folder))
+    log = folder / "log"
+    settings = [part for override in overrides for part in ("--set", override)]
+    assert run_cli(["run", str(folder / "config.yaml"), *settings], log) == 0, log.read_text()
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Its reward teaches it to answer no sum at all, so that the policy of its start is the best one."""
+    return run_loop(tmp_path_factory.mktemp("loop"))
+
+
+def metrics_of(run):
+    return {row["iteration"]: row for row in read_jsonl(run / "metrics.jsonl")}
+
+
+def test_what_is_replayed_was_generated_before_and_not_too_long_ago(run):
+    """Twice as many groups are asked for as are fresh. There are none before the first iteration, and afterwards those
+    of the iteration before; the fresh ones are in the batch already."""
+    with ReplayStore.open_read_only(run / "replay") as store:
+        assert store.stats().drawn == 0 + 4 + 4 + 4
+    learned = {i: row["train/groups"] + row["train/skipped_groups"] for i, row in metrics_of(run).items() if i > 0}
+    assert learned == {1: 4, 2: 8, 3: 8, 4: 8}
+
+
+def test_what_an_update_found_instructive_is_drawn_more_often(run):
+    """GRPO's priority is the mean distance of a group's rewards from their mean."""
+    with ReplayStore.open_read_only(run / "replay") as store:
+        groups = list(store.groups())
+    spreads = [float(np.abs(np.subtract(group.rewards, np.mean(group.rewards))).mean()) for group in groups]
+    assert [group.priority for group in groups] == pytest.approx(spreads)
+    assert len(set(spreads)) > 1
+
+
+def test_the_reference_is_the_policy_that_enters_the_loop(run):
+    """After the warm start: the first rollouts lie at no distance from it."""
+    metrics = metrics_of(run)
+    assert metrics[1]["rollout/kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics[2]["rollout/kl"] > 1e-3
+
+
+def test_the_best_adapter_is_the_one_that_is_tested(run):
+    scores = {iteration: row["validation/sums/pass@1"] for iteration, row in metrics_of(run).items()}
+    assert scores[4] < scores[0] == max(scores.values())
+    final, start = [
+        json.loads((run / "evaluations" / f"test_{label}_sums.json").read_text()) for label in ("final", "warm_start")
+    ]
+    assert final["policy_version"] != start["policy_version"]
+    assert {**final, "policy_version": 1} == {**start, "policy_version": 1}
+
+
+def test_a_run_that_no_longer_improves_ends_early_and_tests_its_last_adapter(tmp_path):
+    run = run_loop(tmp_path, "evaluation.patience=2", "evaluation.select=last")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["iterations"] == 2
+    assert "(iteration 0) for 2 evaluations" in summary["stop_reason"]
+    assert (run / "latest").read_text().strip() == "iter_000002"
+    assert summary["tasks"]["sums"]["change"]["pass@1"]["value"] < 0
