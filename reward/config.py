@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rollouts.config import Section
+from rollouts.config import MAX_COMPLETIONS, Section
 
 
 class AnswerConfig(Section):
@@ -86,7 +86,7 @@ class JudgeConfig(Section):
         "Is the proposed answer correct? Reply with a single number from 1 (certainly wrong) to 5 (certainly right)."
     )
     """Asked of the model; {question} and {answer} are filled in."""
-    samples: int = Field(4, ge=1)
+    samples: int = Field(4, ge=1, le=MAX_COMPLETIONS)
     """Judgements averaged per answer."""
     temperature: float = Field(1.0, ge=0)
     """0 asks once, greedily."""

@@ -101,17 +101,17 @@ def config_check(
 ) -> None:
     """Validate a config file without loading a model."""
     from rlsf.config.load import resolved_yaml
+    from rlsf.display import say
 
     loaded = _load(config, set_, context.args, None)
     if show:
         print(resolved_yaml(loaded), end="")
         return
-    _console().print(
+    say(
+        _console(),
         f"{config}: valid. {loaded.algorithm.kind} on {loaded.model.source}, reward {loaded.reward.kind}, "
         f"{len(loaded.tasks)} task(s), {loaded.loop.iterations} iterations of {loaded.loop.prompts} prompts × "
         f"{loaded.sampling.n} completions",
-        highlight=False,
-        markup=False,
     )
 
 

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 # How people call a metric, and the pattern of its name.
 SHOWN = {
@@ -20,6 +21,16 @@ SHOWN = {
     "cut off": "rollout/truncated",
 }
 ROWS = 8
+
+
+def say(console: Console, text: str) -> None:
+    """Lines of their own: wrapped between words on a terminal, and not at all in a file, where paths stay whole."""
+    console.print(Text(text), soft_wrap=not console.is_terminal)
+
+
+def warn(console: Console, text: str) -> None:
+    """As `say`, and it stands out."""
+    console.print(Text.assemble(("warning:", "yellow"), " ", text), soft_wrap=not console.is_terminal)
 
 
 class Display:
@@ -71,10 +82,10 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(text, highlight=False)
+        say(self._console, text)
 
     def warn(self, text: str) -> None:
-        self._console.print(f"[yellow]warning:[/] {text}", highlight=False)
+        warn(self._console, text)
 
     def iteration(self, number: int, metrics: dict[str, float], tokens_per_second: float, seconds: float) -> None:
         """An iteration has ended after `seconds`."""

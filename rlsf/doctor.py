@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from rlsf.display import say
 from rlsf.provenance import machine, package_versions
 from rollouts.config import AutoEngineConfig
 from rollouts.factory import EngineChoice, explain_choice
@@ -51,7 +52,7 @@ def print_report(console: Console) -> None:
         *too_little(memory, disk),
     ]
     lines += ["Amiss:", *(f"- {problem}" for problem in amiss)] if amiss else ["Nothing is amiss."]
-    console.print("\n".join(lines), highlight=False, markup=False)
+    say(console, "\n".join(lines))
 
 
 def beside_torch() -> Iterator[str]:

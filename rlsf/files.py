@@ -21,6 +21,22 @@ def clear_os_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a file whole, folders above it included: a reader sees the old text or the new one, never half of it.
+
+    Raises:
+        OSError: it cannot be written; the old one is untouched then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync(path.parent)
+
+
 def remove(path: Path) -> None:
     """Delete a file, or a folder with all that is in it. Raises RunDirError where that is not allowed."""
     with clear_os_errors(path):

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rlsf.errors import RunDirError
-from rlsf.files import clear_os_errors, fsync, remove
+from rlsf.files import clear_os_errors, fsync, remove, write_text
 
 OWN = {
     "config.yaml", "versions.json", "metrics.jsonl", "timings.jsonl", "summary.json", "samples",
@@ -181,14 +181,7 @@ class RunDir:
     def write_text(self, path: Path, text: str) -> None:
         """Replace a file whole: a reader sees the old text or the new one, never half of it."""
         with clear_os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".tmp")
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            fsync(path.parent)
+            write_text(path, text)
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """Raises RunDirError where the file is missing, broken, or holds no object."""

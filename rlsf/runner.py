@@ -7,14 +7,14 @@ from rich.console import Console
 
 from rlsf.config.load import load_config, resolved_yaml
 from rlsf.config.schema import RunConfig
-from rlsf.display import Display
+from rlsf.display import Display, say
 from rlsf.errors import InterruptedRun, RunDirError
 from rlsf.evaluation.report import print_summary
 from rlsf.loop import train
 from rlsf.provenance import provenance
 from rlsf.run import Run
 from rlsf.run_dir import RunDir
-from rlsf.same import check_same_config, check_same_data
+from rlsf.same import changed_rewards, check_same_config, check_same_data, reward_digests
 from rlsf.tasks import Stream, Task, build_stream
 
 
@@ -61,8 +61,8 @@ def _begin(directory: RunDir, config: RunConfig, stream: Stream, parts: ExitStac
         raise
     try:
         parts.enter_context(directory.locked())
-        began = {**provenance(), "data": stream.digests(), "config": config.model_dump(mode="json")}
-        directory.write_json(directory.versions, began)
+        began = {"data": stream.digests(), "rewards": reward_digests(config.reward)}
+        directory.write_json(directory.versions, provenance() | began | {"config": config.model_dump(mode="json")})
         directory.write_text(directory.config, resolved_yaml(config))
     except BaseException:
         directory.discard()
@@ -76,7 +76,7 @@ def continue_run(directory: RunDir, console: Console) -> None:
         RlsfError, EngineError, RewardError: with a message for the user.
     """
     if directory.summary.exists():
-        console.print(f"{directory.path} is finished.", highlight=False, markup=False)
+        say(console, f"{directory.path} is finished.")
         summary = directory.read_json(directory.summary)
         if not summary.keys() >= {"tasks", "labels", "seconds", "iterations", "engine"}:
             raise RunDirError(f"{directory.summary} is no summary of a run: remove it, and the run is concluded anew")
@@ -87,6 +87,10 @@ def continue_run(directory: RunDir, console: Console) -> None:
     stream = build_stream(config)
     check_same_data(directory, stream)
     with Display(console, f"rlsf {config.name}", total=stream.iterations) as display, directory.locked():
+        for path in changed_rewards(directory, config):
+            display.warn(
+                f"the file of the reward {path} has changed since the run began: compare its rewards with care"
+            )
         _train(Run(config, directory, stream, display))
     _conclude(directory, console)
 
@@ -105,7 +109,7 @@ def _train(run: Run) -> None:
 
 def _conclude(directory: RunDir, console: Console) -> None:
     print_summary(directory.read_json(directory.summary), console)
-    console.print(f"Everything is in {directory.path}", highlight=False, markup=False)
+    say(console, f"Everything is in {directory.path}")
 
 
 def describe_data(task: Task) -> str:

@@ -1,9 +1,13 @@
 """Whether a run that is gone on with, or looked at, still is what it began as."""
 
+import hashlib
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from reward.config import FunctionConfig, RewardConfig, WeightedSumConfig
 from rlsf.config.schema import RunConfig
 from rlsf.errors import RunDirError
 from rlsf.run_dir import RunDir
@@ -58,3 +62,29 @@ def check_same_data(directory: RunDir, stream: Stream) -> None:
             f"the data of task {changed[0]!r} is not what {directory.path} began with: restore its source, or start a "
             "new run on the new data"
         )
+
+
+def reward_digests(reward: RewardConfig) -> dict[str, str]:
+    """SHA-256 (hex) of the file of every reward function, by the path that names the function."""
+    if isinstance(reward, WeightedSumConfig):
+        parts = [reward_digests(component.reward) for component in reward.components.values()]
+        return {path: digest for part in parts for path, digest in part.items()}
+    if not isinstance(reward, FunctionConfig):
+        return {}
+    file = _source_file(reward.path.rpartition(":")[0])
+    return {} if file is None else {reward.path: hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def changed_rewards(directory: RunDir, config: RunConfig) -> list[str]:
+    """Reward functions whose file is another one than when the run began. What a file imports goes unseen."""
+    began = directory.read_json(directory.versions).get("rewards", {})
+    return [path for path, digest in reward_digests(config.reward).items() if began.get(path, digest) != digest]
+
+
+def _source_file(module: str) -> Path | None:
+    """None where there is none to read: loading the function says why, or it is part of Python itself."""
+    if not module.endswith(".py"):
+        spec = importlib.util.find_spec(module)
+        module = (spec and spec.origin) or ""
+    file = Path(module)
+    return file if file.is_file() else None

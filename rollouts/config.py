@@ -1,10 +1,15 @@
 """Config sections of this package. Imports neither torch nor vllm, so that a config is checked in no time."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollouts.types import SamplingParams
+
+MAX_COMPLETIONS = 65_536
+"""Per prompt: enough for any estimate, and few enough that a slip of the finger is told from a wish."""
+
+_NUMBERS = (int, int | None, float, float | None)
 
 
 class Section(BaseModel):
@@ -13,6 +18,16 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_bool_as_number(cls, data: Any) -> Any:
+        """Python counts True as 1."""
+        for key, value in data.items() if isinstance(data, dict) else ():
+            field = cls.model_fields.get(key)
+            if field is not None and isinstance(value, bool) and field.annotation in _NUMBERS:
+                raise ValueError(f"{key}: found {str(value).lower()}; expected a number")
+        return data
 
 
 class SamplingConfig(Section):
@@ -26,7 +41,7 @@ class SamplingConfig(Section):
     """Keep the k likeliest tokens; 0 is off. Must be 0 for training rollouts, for the same reason."""
     max_tokens: int = Field(256, ge=1)
     """Longest completion, in tokens. A completion cut off here has no answer."""
-    n: int = Field(8, ge=1)
+    n: int = Field(8, ge=1, le=MAX_COMPLETIONS)
     """Completions per prompt: the group that votes and is compared."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end a completion."""

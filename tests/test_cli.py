@@ -276,6 +276,10 @@ def test_a_run_from_start_to_the_commands_that_look_at_it(experiment, tmp_path):
     assert len(json.loads((tmp_path / "eval.json").read_text())[0]["outcomes"]) == 4
     final = json.loads((run / "evaluations" / "test_final_sums.json").read_text())
     assert json.loads((tmp_path / "last.json").read_text())[0]["outcomes"] == final["outcomes"]
+    for output, why in ((run, "is a folder"), (run / "latest" / "eval.json", "File exists")):
+        said = fails(["eval", run, "--output", output], tmp_path / f"unwritable {output.name}")
+        assert f"--output: {'cannot write ' if output != run else ''}{output}" in said and why in said
+        assert "start engine" not in said
     shutil.rmtree(run / "checkpoints" / "iter_000001" / "policy" / "default")
     assert "cannot copy the adapter" in fails(["eval", run], tmp_path / "gone")
     text = (run / "config.yaml").read_text()

@@ -74,6 +74,19 @@ MALFORMED = {
         HEAD + "replay: {capacity: 9223372036854775808}\n",
         ["replay.capacity: found 9223372036854775808; expected at most 1000000000000"],
     ),
+    "more completions than anybody means": (
+        HEAD + "sampling: {n: 1000000000000}\n",
+        ["run.yaml:4: sampling.n: found 1000000000000; expected at most 65536"],
+    ),
+    "true as a number": (HEAD + "loop: {iterations: true}\n", ["loop.iterations: found true; expected a number"]),
+    "true as a fraction": (
+        HEAD + "model: {lora: {alpha: true}}\n",
+        ["model.lora.alpha: found true; expected a number"],
+    ),
+    "false as a number": (
+        HEAD + "evaluation: {patience: false}\n",
+        ["evaluation.patience: found false; expected a number"],
+    ),
     "a buffer of one iteration": (
         HEAD + "loop: {prompts: 4}\nreplay: {ratio: 1, capacity: 4}\n",
         ["replay.capacity: 4 groups hold no more than one iteration's"],

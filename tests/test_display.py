@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from rlsf import doctor
-from rlsf.display import Display
+from rlsf.display import Display, say, warn
 from rlsf.doctor import print_report
 from rlsf.evaluation.report import print_summary
 from rollouts.factory import EngineChoice
@@ -100,7 +100,7 @@ def summary(**changes):
 @pytest.mark.parametrize("width", [60, 80, 200])
 @pytest.mark.parametrize("warm", [False, True])
 def test_the_final_table(width, warm):
-    out = console(terminal=False, width=width)
+    out = console(terminal=True, width=width)
     content = summary(stop_reason="it stood still")
     if warm:
         task = content["tasks"]["sums"]
@@ -115,6 +115,19 @@ def test_the_final_table(width, warm):
     ):  # fmt: skip
         assert part in text, part
     assert all(len(line) <= width for line in said(out).splitlines())
+
+
+def test_sentences_are_not_broken_in_a_file():
+    """Nor is anything in them taken for markup: a path is found with grep, however it looks."""
+    path = f"/runs/[red]/{'long/' * 40}run"
+    for terminal, lines in ((False, 2), (True, 8)):
+        out = console(terminal=terminal, width=60)
+        say(out, f"Everything is in {path}")
+        warn(out, f"cannot read {path}")
+        assert len(said(out).splitlines()) >= lines
+        text = said(out).replace("\n", "")
+        assert text.count("/[red]/long/") == 2
+        assert terminal or f"warning: cannot read {path}\n" in said(out)
 
 
 def test_the_doctor_prints_text_in_brackets_as_it_is(monkeypatch):

@@ -304,7 +304,31 @@ def test_lines_that_are_gone_are_missed(killed, tmp_path):
     (killed / "metrics.jsonl").unlink()
     log = tmp_path / "resumed"
     assert run_cli(["resume", str(killed)], log) == 0, log.read_text()
-    assert "metrics.jsonl has 0 lines, and the run has written 2" in " ".join(log.read_text().split())
+    assert "metrics.jsonl has 0 lines, and the run has written 2" in log.read_text()
+
+
+def test_a_reward_that_was_edited_in_the_meantime_is_pointed_out(experiment, tmp_path):
+    reward = tmp_path / "mine.py"
+    reward.write_text("def short(completions, **columns):\n    return [-float(len(str(c))) for c in completions]\n")
+    command = experiment(reward=f"{{kind: function, path: '{reward}:short'}}")
+    log, run = tmp_path / "log", tmp_path / "runs" / "run"
+    assert run_cli(command, log, Moment("rlsf.run:Run.deliver", call=2)) == -9, log.read_text()
+    reward.write_text(reward.read_text().replace("-float", "float"))
+    assert run_cli(["resume", str(run)], log) == 0, log.read_text()
+    assert f"the reward {reward}:short has changed since the run began" in log.read_text()
+
+
+def test_a_file_that_is_sought_in_the_wrong_folder(experiment, tmp_path, monkeypatch):
+    """Relative paths in a run's config start wherever it is resumed."""
+    monkeypatch.chdir(tmp_path)
+    command = experiment("tasks.0.source.path=data.jsonl")
+    log = tmp_path / "log"
+    assert run_cli(command, log, Moment("rlsf.run:Run.deliver", call=1)) == -9, log.read_text()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    said = fails(["resume", tmp_path / "runs" / "run"], tmp_path / "failed")
+    assert f"there is no such file (relative paths start at {elsewhere})" in said
 
 
 def test_a_stray_copy_among_the_checkpoints_does_no_harm(killed, tmp_path):

@@ -8,6 +8,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
+from rlsf.errors import RunDirError
+from rlsf.tracking.base import Tracker
+from rlsf.tracking.tensorboard import TensorBoardBackend
 from tests.killing import Moment, run_cli
 
 pytestmark = pytest.mark.slow
@@ -81,6 +84,35 @@ def test_tensorboard_holds_every_metric_of_every_iteration(run):
         assert {event.step: event.value for event in events.Scalars(name)} == pytest.approx(expected, rel=1e-5)
     assert [event.step for event in events.Scalars("tokens_per_second")] == [1, 2, 3]
     assert "rollouts/text_summary" in events.Tags()["tensors"]
+
+
+def test_tensorboard_on_a_full_disk_is_one_message(tmp_path, capfd):
+    backend = TensorBoardBackend(tmp_path, purge_after=0)
+    backend.log(1, {"figure": 1.0})
+    (events,) = tmp_path.iterdir()
+    events.unlink()
+    events.mkdir()  # what is appended to it raises an OSError, as a full disk would
+    with pytest.raises(RunDirError, match=r"cannot write .*rlsf resume"):
+        backend.log(2, {"figure": 2.0})
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_one_tracker_that_fails_leaves_none_open():
+    class Backend:
+        def __init__(self, error=None):
+            self.error, self.finished = error, 0
+
+        def finish(self, summary):
+            self.finished += 1
+            if self.error is not None:
+                raise self.error
+
+    broken, sound = Backend(RunDirError("full")), Backend()
+    tracker = Tracker([broken, sound])
+    with pytest.raises(RunDirError, match="full"):
+        tracker.finish()
+    tracker.finish()
+    assert (broken.finished, sound.finished) == (1, 1)
 
 
 def test_wandb_holds_them_too_as_one_run(run):

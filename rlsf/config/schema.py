@@ -15,7 +15,7 @@ from reward.config import (
     VerifierRewardConfig,
     WeightedSumConfig,
 )
-from rollouts.config import AutoEngineConfig, DeliveryConfig, EngineConfig, SamplingConfig, Section
+from rollouts.config import MAX_COMPLETIONS, AutoEngineConfig, DeliveryConfig, EngineConfig, SamplingConfig, Section
 from rollouts.types import SamplingParams
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
@@ -68,7 +68,7 @@ class ReasoningGymSource(Section):
     """Name in reasoning-gym, such as chain_sum or gcd."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the data set's config."""
-    size: int = Field(2000, ge=3)
+    size: int = Field(2000, ge=3, le=10**7)
     """Problems generated, before duplicates are dropped."""
 
 
@@ -343,13 +343,13 @@ class EvaluationConfig(Section):
 
     every: int = Field(5, ge=1)
     """Iterations between evaluations on the validation split."""
-    samples: int = Field(4, ge=1)
+    samples: int = Field(4, ge=1, le=MAX_COMPLETIONS)
     """Completions per prompt at the training temperature, for pass@1 and pass@k."""
     greedy: bool = True
     """Also decode greedily once per prompt."""
     prompts: int | None = Field(None, ge=1)
     """At most this many validation prompts each time; None takes them all."""
-    final_samples: int = Field(4, ge=1)
+    final_samples: int = Field(4, ge=1, le=MAX_COMPLETIONS)
     """Completions per test prompt in the table at the end."""
     patience: int | None = Field(None, ge=1)
     """Stop when validation pass@1 has not improved for this many evaluations; in a stream the last task alone can end

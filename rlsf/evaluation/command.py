@@ -2,10 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 from rich.console import Console
 
@@ -16,6 +16,7 @@ from rlsf.errors import RunDirError
 from rlsf.evaluation.evaluate import Evaluation, evaluate
 from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.report import print_evaluations
+from rlsf.files import write_text
 from rlsf.models import load_tokenizer, resolve_model
 from rlsf.models.loading import choose_device, choose_dtype
 from rlsf.run_dir import RunDir, iteration_of, iterations_in
@@ -46,6 +47,8 @@ def evaluate_run(
     Raises:
         RlsfError, EngineError: with a message for the user.
     """
+    if output is not None:
+        _check_output(output)
     config = load_config(directory.config)
     check_same_config(directory, config)
     stream = build_stream(config)
@@ -70,7 +73,26 @@ def evaluate_run(
     print_evaluations(evaluations, adapter, console)
     if output is not None:
         rows = [{**evaluation.as_json(), "adapter": adapter, "iteration": iteration} for evaluation in evaluations]
-        directory.write_text(output, json.dumps(rows, indent=2))
+        with _mendable(output):
+            write_text(output, json.dumps(rows, indent=2))
+
+
+@contextmanager
+def _mendable(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(f"--output: cannot write {output}: {error.strerror or error}") from error
+
+
+def _check_output(output: Path) -> None:
+    """Raises RunDirError where it cannot be written: to learn that after the evaluation would be too late."""
+    if output.is_dir():
+        raise RunDirError(f"--output: {output} is a folder; name a file in it")
+    with _mendable(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=output.parent, prefix=f".{output.name[:100]}."):
+            pass
 
 
 def find_adapter(directory: RunDir, name: str) -> tuple[Path | None, int | None]:

@@ -8,10 +8,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rlsf.display import Display, say, warn
 from rlsf.evaluation.evaluate import Change, Evaluation
 
 if TYPE_CHECKING:
-    from rlsf.display import Display
     from rlsf.run import Run
     from rlsf.tasks import Task
 
@@ -76,7 +76,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     """A table per task: before, after, the paired change, and what answering without thinking would score."""
     for name, task in summary["tasks"].items():
         if task["final"] is None:
-            console.print(f"{name}: no reference answers, so no accuracy", highlight=False, markup=False)
+            say(console, f"{name}: no reference answers, so no accuracy")
         else:
             console.print(_task_table(name, task, console.width))
     labels = summary["labels"]["warm_start_examples"]
@@ -87,19 +87,19 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     if summary["labels"].get("validation_labels_choose"):  # older summaries do not say
         seen += ", validation labels chose the adapter or the end"
     minutes = sum(summary["seconds"].values()) / 60
-    console.print(
+    say(
+        console,
         f"{summary['iterations']} iterations in {minutes:.1f} min on {summary['engine']}; {used}{seen}. "
         "95% intervals in brackets; the change is paired over prompts.",
-        highlight=False,
     )
     if summary.get("optimizer_steps") == 0:
-        console.print(
-            "[yellow]warning:[/] not one optimizer step was taken, so the loop changed nothing: no group of rollouts "
-            "had rewards that differ. Look into samples/ for what they were",
-            highlight=False,
+        warn(
+            console,
+            "not one optimizer step was taken, so the loop changed nothing: no group of rollouts had rewards that "
+            "differ. Look into samples/ for what they were",
         )
     if summary["stop_reason"]:
-        console.print(f"Stopped early: {summary['stop_reason']}.", highlight=False)
+        say(console, f"Stopped early: {summary['stop_reason']}.")
 
 
 MAIN = "pass@1 (sampled)"
@@ -158,7 +158,7 @@ def _style(label: str) -> str:
     return "dim" if label.startswith("always") else ""
 
 
-def show_preflight(reports: list[dict[str, Any]], display: "Display") -> None:
+def show_preflight(reports: list[dict[str, Any]], display: Display) -> None:
     """What the model can do and what the signal knows, one line per task, and the warnings."""
     for report in reports:
         n = report["n"]

@@ -1,6 +1,7 @@
 """One tracker that forwards to those that the config asks for."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from rlsf.config.schema import RunConfig
@@ -9,7 +10,7 @@ from rlsf.run_dir import RunDir, read_jsonl
 
 
 class Backend(Protocol):
-    """Takes the figures of one iteration after the other."""
+    """Takes the figures of one iteration after the other. Raises RunDirError where it cannot write them."""
 
     def log(self, iteration: int, metrics: dict[str, float]) -> None: ...
 
@@ -33,10 +34,15 @@ class Tracker:
             backend.log_rollouts(iteration, groups)
 
     def finish(self, summary: dict[str, Any] | None = None) -> None:
-        """Flush and close. `summary` is None where the run ended early."""
-        for backend in self._backends:
-            backend.finish(summary)
-        self._backends = []
+        """Flush and close. `summary` is None where the run ended early. After the first call it does nothing.
+
+        Raises:
+            RunDirError: what was logged last cannot be written. All backends are closed nevertheless.
+        """
+        backends, self._backends = self._backends, []
+        with ExitStack() as stack:
+            for backend in reversed(backends):
+                stack.callback(backend.finish, summary)
 
 
 def create_tracker(config: RunConfig, directory: RunDir, ids: dict[str, Any], *, iteration: int) -> Tracker:

@@ -1,5 +1,6 @@
 """Curves and sample texts for TensorBoard."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,34 @@ from rlsf.samples import as_markdown
 
 class TensorBoardBackend:
     def __init__(self, directory: Path, *, purge_after: int) -> None:
+        self._directory = directory
+        _silence_writer_thread()
         with clear_os_errors(directory):
             self._writer = SummaryWriter(str(directory), purge_step=purge_after + 1)
 
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, iteration)
-        self._writer.flush()  # a kill would lose what is not on disk
+        with clear_os_errors(self._directory):
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, iteration)
+            self._writer.flush()  # a kill would lose what is not on disk
 
     def log_rollouts(self, iteration: int, groups: Sequence[Group]) -> None:
         if groups:
-            self._writer.add_text("rollouts", "\n\n".join(as_markdown(group) for group in groups[:4]), iteration)
+            text = "\n\n".join(as_markdown(group) for group in groups[:4])
+            with clear_os_errors(self._directory):
+                self._writer.add_text("rollouts", text, iteration)
 
     def finish(self, summary: dict[str, Any] | None) -> None:
-        self._writer.close()
+        with clear_os_errors(self._directory):
+            self._writer.close()
+
+
+def _silence_writer_thread() -> None:
+    """The thread that writes hands its error to whoever logs next, and prints a traceback besides."""
+    default = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if type(arguments.thread).__name__ != "_AsyncWriterThread":
+            default(arguments)
+
+    threading.excepthook = hook
