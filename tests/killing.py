@@ -60,6 +60,8 @@ def run_cli(arguments: list[str], log: Path, moment: Moment | None = None, timeo
         process.kill()
         raise TimeoutError(f"rlsf {' '.join(arguments)} did not end within {timeout} s; see {log}")
     assert process.exitcode is not None
+    if process.exitcode == 255:  # multiprocessing's word for a child of whose end nobody told it
+        raise RuntimeError(f"the server that forks children is gone: killed, or out of memory? See {log}")
     return process.exitcode
 
 
