@@ -92,6 +92,15 @@ def test_the_best_adapter_is_the_one_that_is_tested(run):
     assert {**final, "policy_version": 1} == {**start, "policy_version": 1}
 
 
+def test_every_iteration_draws_anew(tmp_path):
+    """The same four prompts and the same policy each time, and yet other completions."""
+    run = run_loop(tmp_path, "tasks.sums.split.train=4", "warm_start=null", "algorithm.learning_rate=0")
+    samples = [read_jsonl(run / "samples" / f"iter_{iteration:06d}.jsonl") for iteration in (1, 2, 3, 4)]
+    drawn = [sorted((row["prompt"], row["completion"]) for row in rows) for rows in samples]
+    assert len({tuple(prompt for prompt, _ in pairs) for pairs in drawn}) == 1
+    assert len({tuple(completion for _, completion in pairs) for pairs in drawn}) == 4
+
+
 def test_a_run_that_no_longer_improves_ends_early_and_tests_its_last_adapter(tmp_path):
     run = run_loop(tmp_path, "evaluation.patience=2", "evaluation.select=last")
     summary = json.loads((run / "summary.json").read_text())
