@@ -92,13 +92,46 @@ def test_the_best_adapter_is_the_one_that_is_tested(run):
     assert {**final, "policy_version": 1} == {**start, "policy_version": 1}
 
 
-def test_every_iteration_draws_anew(tmp_path):
-    """The same four prompts and the same policy each time, and yet other completions."""
-    run = run_loop(tmp_path, "tasks.sums.split.train=4", "warm_start=null", "algorithm.learning_rate=0")
-    samples = [read_jsonl(run / "samples" / f"iter_{iteration:06d}.jsonl") for iteration in (1, 2, 3, 4)]
-    drawn = [sorted((row["prompt"], row["completion"]) for row in rows) for rows in samples]
-    assert len({tuple(prompt for prompt, _ in pairs) for pairs in drawn}) == 1
-    assert len({tuple(completion for _, completion in pairs) for pairs in drawn}) == 4
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory):
+    """The same four prompts and, with a learning rate of 0, the same policy in every iteration."""
+    settings = ("tasks.sums.split.train=4", "warm_start=null", "algorithm.learning_rate=0", "tracking.sample_groups=3")
+    evaluation = ("evaluation.every=3", "evaluation.prompts=8", "evaluation.samples=2", "evaluation.final_samples=3")
+    rest = ("evaluation.greedy=false", "loop.checkpoint_every=3", "algorithm.minibatches=2", "replay.ratio=0")
+    return run_loop(tmp_path_factory.mktemp("idle"), *settings, *evaluation, *rest)
+
+
+def test_every_iteration_draws_anew(idle):
+    """The same prompts and the same policy each time, and yet other completions."""
+    with ReplayStore.open_read_only(idle / "replay") as store:
+        drawn = [sorted(store.groups(iteration=i), key=lambda group: group.prompt.id) for i in (1, 2, 3, 4)]
+    assert len({tuple(group.prompt.id for group in groups) for groups in drawn}) == 1
+    texts = [tuple(e.rollout.text for group in groups for e in group.experiences) for groups in drawn]
+    assert len(set(texts)) == 4
+
+
+def test_evaluations_and_checkpoints_keep_to_their_intervals_and_come_at_the_end(idle):
+    assert [i for i, row in metrics_of(idle).items() if "validation/sums/pass@1" in row] == [0, 3, 4]
+    assert sorted(path.name for path in (idle / "checkpoints").glob("iter_*")) == ["iter_000003", "iter_000004"]
+
+
+def test_evaluations_have_the_sizes_that_were_asked_for(idle):
+    sizes = {"iter_000003_validation_sums": (8, 2), "test_base_sums": (16, 3), "test_final_sums": (16, 3)}
+    for name, size in sizes.items():
+        outcomes = json.loads((idle / "evaluations" / f"{name}.json").read_text())["outcomes"]
+        assert (len(outcomes), *{len(outcome["correct"]) for outcome in outcomes}) == size
+        assert {outcome["greedy"] for outcome in outcomes} == {None}
+
+
+def test_samples_and_summary_count_what_was_done(idle):
+    samples = list(read_jsonl(idle / "samples" / "iter_000002.jsonl"))
+    assert (len(samples), len({row["group"] for row in samples})) == (3 * 4, 3)
+    summary = json.loads((idle / "summary.json").read_text())
+    with ReplayStore.open_read_only(idle / "replay") as store:
+        tokens = sum(len(e.rollout.completion_ids) for group in store.groups() for e in group.experiences)
+    assert summary["tokens"]["generate"] == tokens
+    rows = metrics_of(idle).values()
+    assert summary["optimizer_steps"] == sum(row.get("train/steps", 0) for row in rows) > 4
 
 
 def test_a_run_that_no_longer_improves_ends_early_and_tests_its_last_adapter(tmp_path):

@@ -61,10 +61,12 @@ def paired_bootstrap(
     if len(before) != len(after) or len(before) == 0:
         raise ValueError(f"a paired comparison needs the same prompts twice, got {len(before)} and {len(after)}")
     differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    rows = np.random.default_rng(seed).integers(len(differences), size=(resamples, len(differences)))
-    means = differences[rows].mean(axis=1)
+    generator, n = np.random.default_rng(seed), len(differences)
+    at_once = max(1, 2**22 // n)  # bounds memory; the draws are the same
+    parts = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
+    means = np.concatenate([differences[generator.integers(n, size=(part, n))].mean(axis=1) for part in parts])
     low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(differences.mean()), float(low), float(high), len(differences))
+    return Estimate(float(differences.mean()), float(low), float(high), n)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
