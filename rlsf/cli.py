@@ -1,8 +1,11 @@
 """The command line. Quick commands import nothing heavy: torch and the engines are imported where they are used."""
 
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -168,6 +171,10 @@ def _interruptible(directory: Path, *, stands: type[KeyboardInterrupt]) -> Itera
     """Ctrl-C ends a run with status 130 and the way to go on; one that is no `stands` left nothing to resume."""
     try:
         yield
+    except OSError as error:
+        if error.errno not in _UNPRINTABLE:
+            raise
+        _fail_to_print(error, f"; `rlsf resume {directory}` continues from the last checkpoint")
     except KeyboardInterrupt as interrupt:
         message = "interrupted before the run began; nothing was changed"
         if isinstance(interrupt, stands):
@@ -183,17 +190,31 @@ def _replay_store(directory: Path) -> Any:
     return ReplayStore.open_read_only(RunDir.open(directory).replay)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """rich would end the program without a word."""
+        raise  # noqa: PLE0704 - called while the BrokenPipeError is handled
+
+
 def _console() -> Console:
-    return Console(soft_wrap=False)
+    return _Console(soft_wrap=False)
 
 
 def main() -> None:
     """Entry point: errors that a user can mend end in one message and status 2, never in a traceback."""
     quiet_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail
     try:
         app()
+        sys.stdout.flush()
     except (RlsfError, EngineError, RewardError) as error:
         _fail(str(error))
+    except OSError as error:
+        if error.errno not in _UNPRINTABLE:
+            raise
+        _fail_to_print(error, "")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -201,8 +222,16 @@ def main() -> None:
         _fail(
             f"out of memory ({reason}). What bounds it: engine.max_batch, engine.max_model_len, "
             "engine.gpu_memory_utilization, algorithm.micro_batch_tokens, algorithm.gradient_checkpointing, "
-            "model.lora.r; `rlsf resume` continues a run once memory is free"
+            "model.lora.r; once memory is free, `rlsf resume` continues a run that had begun"
         )
+
+
+_UNPRINTABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT)
+
+
+def _fail_to_print(error: OSError, advice: str) -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more as it ends
+    _fail(f"what this command prints cannot be written: {error.strerror}{advice}")
 
 
 def _fail(message: str) -> NoReturn:

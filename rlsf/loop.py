@@ -19,6 +19,7 @@ def train(run: Run) -> None:
     """
     if not run.state.prepared:
         prepare(run)
+    run.directory.drop_previous()
     while run.state.iteration < run.stream.iterations and run.state.stop_reason is None:
         iterate(run)
     conclude(run)
@@ -49,7 +50,6 @@ def prepare(run: Run) -> None:
     run.state.prepared = True
     with run.phase("checkpoint"):
         run.checkpoint()
-    run.directory.drop_previous()
     run.finish_preparation()
 
 

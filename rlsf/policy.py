@@ -287,9 +287,16 @@ def _with_adapter(base: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftMod
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            return get_peft_model(base, config, adapter_name=POLICY).eval()
+            model = get_peft_model(base, config, adapter_name=POLICY).eval()
         except ValueError as error:
             raise ModelError(f"model.lora.target_modules: {error}") from error
+    embeddings = sorted({name.split(".lora_")[0] for name, _ in model.named_parameters() if "lora_embedding" in name})
+    if embeddings:
+        raise ModelError(
+            f"model.lora.target_modules: {embeddings[0].split('.')[-1]} is an embedding, and engines serve adapters on "
+            "linear layers alone; leave it out"
+        )
+    return model
 
 
 def _adapter_of(parameter: str) -> str | None:

@@ -294,6 +294,7 @@ class Run:
                 f"iteration {iteration}: {', '.join(broken)} is not finite, so the policy has gone where it cannot be "
                 f"measured; {LOWER_THE_RATE}"
             )
+        self.directory.check_in_place()
         row = {"iteration": iteration, "task": task.name, "policy_version": self.state.policy_version, **metrics}
         self.directory.append_line(self.directory.metrics, row)
         kept = fresh[: self.config.tracking.sample_groups]

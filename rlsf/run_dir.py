@@ -37,6 +37,7 @@ class RunDir:
     """Paths and atomic writes below one run's folder."""
 
     def __init__(self, path: Path) -> None:
+        path = path.absolute()  # a reward may change the working directory
         self.path = path
         self.config = path / "config.yaml"
         self.versions = path / "versions.json"
@@ -50,11 +51,12 @@ class RunDir:
         self.best = self.checkpoints / "best"
         self.failures = path / "failures"
         self.outbox = path / "outbox"
-        absolute = path.absolute()  # of "." too
-        self.previous = absolute.parent / f".{absolute.name}.previous"
+        self.previous = path.parent / f".{path.name}.previous"
         """Where a run of the same name waits until this one has its first checkpoint."""
-        self._starting = absolute.parent / f".{absolute.name}.starting"
+        self._starting = path.parent / f".{path.name}.starting"
         self._latest = path / "latest"
+        self._lock = path / ".lock"
+        self._locked_file: tuple[int, int] | None = None
 
     @classmethod
     def create(cls, path: Path) -> "RunDir":
@@ -99,7 +101,8 @@ class RunDir:
             RunDirError: another one does.
         """
         busy = f"another process is working on {self.path}: wait until it ends, or stop it first"
-        with _held(self.path / ".lock", busy):
+        with _held(self._lock, busy):
+            self._locked_file = _identity(self._lock)
             yield
 
     @contextmanager
@@ -121,10 +124,10 @@ class RunDir:
 
     def check_in_place(self) -> None:
         """Raises RunDirError where the folder is no longer the one that was locked."""
-        if not (self.path / ".lock").exists():
+        if _identity(self._lock) != self._locked_file:
             raise RunDirError(
-                f"{self.path} was moved or deleted while the run worked on it. If it was moved, delete what has been "
-                "written here since, and `rlsf resume` it at its new place"
+                f"{self.path} was moved, replaced or deleted while the run worked on it. If it was moved, `rlsf "
+                "resume` it at its new place; what has been written here since does not belong to it"
             )
 
     def set_aside(self) -> None:
@@ -290,6 +293,15 @@ def _held(path: Path, busy: str, timeout: float = 0) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode: they stay with a file that is moved. None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -84,7 +84,10 @@ def changed_rewards(directory: RunDir, config: RunConfig) -> list[str]:
 def _source_file(module: str) -> Path | None:
     """None where there is none to read: loading the function says why, or it is part of Python itself."""
     if not module.endswith(".py"):
-        spec = importlib.util.find_spec(module)
+        try:
+            spec = importlib.util.find_spec(module)
+        except Exception:  # whatever its package raises
+            return None
         module = (spec and spec.origin) or ""
     file = Path(module)
     return file if file.is_file() else None

@@ -8,7 +8,8 @@ import torch
 
 from rlsf.algorithms.critic import VALUE, clipped_value_errors
 from rlsf.algorithms.gae import AdaptiveKl, generalised_advantages, token_rewards, whiten
-from rlsf.algorithms.ppo import Ppo, explained_variance
+from rlsf.algorithms.ppo import Ppo, explained_variance, token_kl
+from rlsf.algorithms.samples import with_reference
 from rlsf.config.schema import PpoConfig
 from tests.tiny_policy import make_groups, make_policy, perturb, share_of
 
@@ -124,6 +125,18 @@ def test_the_penalty_is_the_gap_to_the_reference_at_each_token(ppo):
     assert min(map(min, advantages)) > 0
     expected = np.abs(np.concatenate(advantages)).mean()
     assert result.priorities[groups[0].id] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_controller_looks_at_fresh_rollouts_alone(ppo):
+    """Replayed ones tell where an older policy stood."""
+    algorithm, policy = ppo
+    perturb(policy)
+    fresh = make_groups(policy, lambda r: 1.0, iteration=2, prompts=1, n=2, seed=1)
+    alone = np.mean([token_kl(e).sum() for group in with_reference(policy, fresh) for e in group.experiences])
+    perturb(policy, scale=3.0)
+    replayed = make_groups(policy, lambda r: 1.0, iteration=1, prompts=3, n=2, seed=2)
+    result = algorithm.update([*fresh, *replayed], iteration=2, seed=0)
+    assert result.metrics["train/kl_per_completion"] == pytest.approx(alone, rel=1e-4)
 
 
 def test_groups_without_any_reward_are_skipped(ppo):

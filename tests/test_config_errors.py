@@ -78,6 +78,10 @@ MALFORMED = {
         HEAD + "sampling: {n: 1000000000000}\n",
         ["run.yaml:4: sampling.n: found 1000000000000; expected at most 65536"],
     ),
+    "half a character": (
+        HEAD.replace("name: a,", 'name: a, system: "\\ud83d",'),
+        ["run.yaml:3: tasks.0.system: found half a character"],
+    ),
     "true as a number": (HEAD + "loop: {iterations: true}\n", ["loop.iterations: found true; expected a number"]),
     "true as a fraction": (
         HEAD + "model: {lora: {alpha: true}}\n",

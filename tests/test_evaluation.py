@@ -10,7 +10,7 @@ from rlsf.preflight import _warnings as warnings_of
 from rlsf.preflight import auroc, auroc_within_groups
 from rollouts.types import Prompt, Rollout, SamplingParams
 
-SAMPLING = SamplingParams(max_tokens=4, n=8)
+SAMPLING = SamplingParams(max_tokens=4, n=8, temperature=0.7)
 
 
 def outcome(name, answers, reference, greedy=None):
@@ -81,7 +81,7 @@ def test_evaluate_samples_and_decodes_greedily():
 
     engine = Parrot(says)
     measured = evaluate(engine, GRADER, "test", PROMPTS, SAMPLING, samples=4, greedy=True, seed=7)
-    assert engine.asked == [(4, 1.0, 7), (1, 0.0, 7)]
+    assert engine.asked == [(4, 0.7, 7), (1, 0.0, 7)]
     assert measured.policy_version == 5
     assert measured.pass_at_1().value == pytest.approx(1 / 4)
     assert measured.truncated() == pytest.approx(1 / 4)

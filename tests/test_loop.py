@@ -21,7 +21,7 @@ tasks:
     source: {{kind: reasoning_gym, dataset: chain_sum, params: {{min_terms: 2, max_terms: 2}}, size: 200}}
     split: {{validation: 16, test: 16}}
     max_tokens: 6
-sampling: {{n: 4}}
+sampling: {{n: 4, temperature: 0.8}}
 reward: {{kind: function, path: "{folder}/shun.py:no_digits"}}
 warm_start: {{examples: 8, steps: 4, batch_size: 4}}
 algorithm: {{kind: grpo, learning_rate: 1.0e-2}}

@@ -168,7 +168,7 @@ def test_bfloat16_base_keeps_its_adapter_in_float32():
         np.testing.assert_allclose(ours, theirs, atol=0.15)
 
 
-@pytest.mark.parametrize("targets", ["lm_head", ["no_such_module"]])
+@pytest.mark.parametrize("targets", ["lm_head", ["no_such_module"], ["embed_tokens", "q_proj"]])
 def test_target_modules_that_cannot_be_trained_are_refused(targets: str | list[str]):
     with pytest.raises(ModelError, match=r"model\.lora\.target_modules"):
         make_policy(target_modules=targets)

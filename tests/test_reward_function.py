@@ -217,3 +217,23 @@ def test_a_file_that_raises_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("1 / 0\n")
     with pytest.raises(RewardError, match="ZeroDivisionError"):
         load_function(f"{tmp_path / 'bad.py'}:f")
+
+
+def test_a_function_cannot_change_the_data() -> None:
+    def spoil(completions: list[str], tags: list[list[str]], **_: Any) -> list[float]:
+        for row in tags:
+            row.append("spoiled")
+        return [0.0] * len(completions)
+
+    asked = prompt(metadata={"tags": ["fine"]})
+    score_with(spoil, "1", "2", ctx=context(asked))
+    assert asked.metadata == {"tags": ["fine"]}
+
+
+@pytest.mark.parametrize("error", [GeneratorExit, asyncio.CancelledError, SystemExit])
+def test_whatever_a_function_raises_is_one_error(error: type[BaseException]) -> None:
+    def fail(completions: list[str], **_: Any) -> list[float]:
+        raise error
+
+    with pytest.raises(RewardError, match=error.__name__):
+        score_with(fail, "1", "2")

@@ -42,6 +42,13 @@ def test_weighted_sum_leaves_out_components_without_an_opinion() -> None:
     assert scores[0].evidence == {"a": {"note": "fixed"}, "b": {"note": "fixed"}}
 
 
+def test_a_sum_beyond_all_numbers_is_refused() -> None:
+    huge = Fixed([1e308, 1.0, 1.0, 1.0])
+    reward = WeightedSumReward({"a": Component(huge, 1.0), "b": Component(huge, 1.0)})
+    with pytest.raises(RewardError, match="inf"):
+        reward.score([GROUP_OF_4], context(prompt()))
+
+
 def test_group_normalisation_uses_the_sample_deviation() -> None:
     reward = WeightedSumReward({"a": Component(Fixed([1.5, 2, 2.5, 2]), 1.0, "group")})
     scores = reward.score([GROUP_OF_4], context(prompt()))[0]

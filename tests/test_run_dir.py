@@ -122,8 +122,10 @@ def test_a_folder_that_was_moved_away_is_missed(directory):
         directory.check_in_place()
         directory.path.rename(directory.path.with_name("moved"))
         directory.samples.mkdir(parents=True)
-        with pytest.raises(RunDirError, match="was moved or deleted"):
+        with pytest.raises(RunDirError, match="was moved, replaced or deleted"):
             directory.check_in_place()
+        with RunDir(directory.path).locked(), pytest.raises(RunDirError, match="was moved, replaced or deleted"):
+            directory.check_in_place()  # another run works there now
 
 
 def test_files_that_cannot_be_dropped_are_one_message(directory, monkeypatch):

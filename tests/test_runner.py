@@ -318,6 +318,24 @@ def test_a_reward_that_was_edited_in_the_meantime_is_pointed_out(experiment, tmp
     assert f"the reward {reward}:short has changed since the run began" in log.read_text()
 
 
+def test_a_reward_that_changes_what_the_process_shares_does_no_harm(experiment, tmp_path, monkeypatch):
+    """Reward models switch gradients off, and scripts change the working directory."""
+    (tmp_path / "rude.py").write_text(
+        "import os, torch\n\n\ndef rude(completions, **columns):\n    torch.set_grad_enabled(False)\n"
+        "    os.chdir('/')\n    return [float(len(str(c))) for c in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    log, command = tmp_path / "log", experiment("output_dir=here", reward="{kind: function, path: 'rude.py:rude'}")
+    assert run_cli(command, log) == 0, log.read_text()
+    summary = json.loads((tmp_path / "here" / "run" / "summary.json").read_text())
+    assert summary["optimizer_steps"] > 0
+
+
+def test_a_reward_in_a_module_that_is_not_there(experiment, tmp_path):
+    command = experiment(reward="{kind: function, path: 'os.no_such_module:f'}")
+    assert "os.no_such_module cannot be imported" in fails(command, tmp_path / "log")
+
+
 def test_a_file_that_is_sought_in_the_wrong_folder(experiment, tmp_path, monkeypatch):
     """Relative paths in a run's config start wherever it is resumed."""
     monkeypatch.chdir(tmp_path)

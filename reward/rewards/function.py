@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from numbers import Real
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -71,7 +72,8 @@ class FunctionReward(BaseReward):
     def _arguments(self, rollouts: Sequence[Rollout], context: RewardContext) -> dict[str, Any]:
         prompts = [prompt_of(rollout, context) for rollout in rollouts]
         names = sorted({name for prompt in prompts for name in prompt.metadata} - set(_RESERVED))
-        columns: dict[str, Any] = {name: [prompt.metadata.get(name) for prompt in prompts] for name in names}
+        # Copies: what the function does to them must not reach the next iteration.
+        columns: dict[str, Any] = {name: [deepcopy(prompt.metadata.get(name)) for prompt in prompts] for name in names}
         if "reference" in self.needs:
             columns["reference"] = [prompt.reference for prompt in prompts]
         else:
@@ -92,7 +94,9 @@ class FunctionReward(BaseReward):
                 with ThreadPoolExecutor(1) as pool:
                     result = pool.submit(asyncio.run, result).result()
             return result
-        except (Exception, SystemExit) as error:  # SystemExit would end the run as if it had finished
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit, say, would end the run as if it had finished
             raise RewardError(
                 f"reward function {self.name!r} raised {error!r} while scoring {_ids(rollouts)}{_place(error)}"
             ) from error

@@ -112,7 +112,7 @@ class WeightedSumReward(BaseReward):
             if self._components[name].normalize != "none":
                 evidence[name]["normalized"] = normalized[name]
         terms = [self._components[name].weight * value for name, value in normalized.items() if value is not None]
-        return Score(math.fsum(terms) if terms else None, components, evidence)
+        return Score(_total(terms) if terms else None, components, evidence)
 
     def state(self) -> dict[str, Any]:
         """Running moments by component, and the states of the components."""
@@ -136,3 +136,10 @@ def _known(values: Sequence[float | None]) -> list[float]:
 
 def _standardized(values: Sequence[float | None], moments: Moments) -> list[float | None]:
     return [None if value is None else moments.standardize(value) for value in values]
+
+
+def _total(terms: Sequence[float]) -> float:
+    try:
+        return math.fsum(terms)
+    except OverflowError:
+        return math.inf  # refused like every reward that is not finite

@@ -80,6 +80,6 @@ class TokenDiagnostics:
                 result[name] = value
         return result
 
-    def _mean(self, name: str, *parts: str) -> float | None:
-        count = sum(self._counts[part, name] for part in parts)
-        return sum(self._sums[part, name] for part in parts) / count if count else None
+    def _mean(self, name: str, part: str) -> float | None:
+        count = self._counts[part, name]
+        return self._sums[part, name] / count if count else None

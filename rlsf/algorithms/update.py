@@ -93,12 +93,13 @@ class AdapterOptimizer:
         """
         self._optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for micro_batch in micro_batches:
-            value = loss(micro_batch)
-            if not math.isfinite(value.item()):
-                fail(f"the loss is {value.item()}")
-            backward(value)
-            total += value.item()
+        with torch.enable_grad():  # a reward with a model of its own may have switched gradients off
+            for micro_batch in micro_batches:
+                value = loss(micro_batch)
+                if not math.isfinite(value.item()):
+                    fail(f"the loss is {value.item()}")
+                backward(value)
+                total += value.item()
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
         if not math.isfinite(norm):
             fail(f"the gradient norm is {norm}")

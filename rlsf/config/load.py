@@ -10,7 +10,7 @@ always stays, so a key that the new kind does not know is an error there.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         layers.targets[target] = override
         layers.set_by.update({(*target, *leaf): override for leaf in leaves(override.value)})
     _settle(data, Spec({}, RunConfig, None), (), layers)
+    _check_texts(data, layers)
     if isinstance(data.get("output_dir"), str):
         data["output_dir"] = str(expand(data["output_dir"]))
     try:
@@ -97,6 +98,26 @@ class _Layers:
             except (KeyError, IndexError, TypeError):
                 return None
         return value
+
+
+def _check_texts(data: Any, layers: _Layers) -> None:
+    for path, text in _texts(data):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ConfigError(
+                f"{layers.origin(path)}: {dotted(path)}: found half a character (a lone surrogate such as \\ud83d, or "
+                "a byte that is no UTF-8); write the whole one"
+            )
+
+
+def _texts(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Every text at and below `path`, keys included."""
+    if isinstance(value, str):
+        yield path, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if isinstance(key, str):
+            yield path, key
+        yield from _texts(item, (*path, key))
 
 
 def _read(path: Path) -> str:

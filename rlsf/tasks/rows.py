@@ -139,7 +139,7 @@ def _message(item: Any, where: str) -> Message:
 
 
 def _reference(value: Any, column: str, where: str) -> str | None:
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):
         return value

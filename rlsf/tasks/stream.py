@@ -43,12 +43,13 @@ class Task:
         return all(prompt.reference is not None or prompt.grading for prompt in (*self.validation, *self.test))
 
     def digest(self) -> str:
-        """SHA-256 of the prompts' ids and references in every split: of the data that a run trains and is graded on."""
+        """SHA-256 of the prompts in every split, with their references and other columns: of the data that a run trains
+        and is graded on. (An id is a digest of the prompt's words.)"""
         splits = [
-            [[prompt.id, prompt.reference] for prompt in prompts]
+            [[prompt.id, prompt.reference, *([dict(prompt.metadata)] if prompt.metadata else [])] for prompt in prompts]
             for prompts in (self.train, self.validation, self.test)
         ]
-        return hashlib.sha256(json.dumps(splits).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
     @property
     def labelled_train(self) -> tuple[Prompt, ...]:
