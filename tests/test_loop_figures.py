@@ -29,7 +29,11 @@ tasks:
     split: {{validation: 8, test: 24}}
     max_tokens: 6
   - name: digits
-    source: {{kind: reasoning_gym, dataset: gcd, params: {{min_value: 1, max_value: 300}}, size: 200}}
+    source:
+      kind: reasoning_gym
+      dataset: chain_sum
+      params: {{min_terms: 2, max_terms: 2, min_digits: 2, max_digits: 2}}
+      size: 200
     split: {{validation: 8, test: 24}}
     max_tokens: 6
     answer: {{kind: regex, pattern: '(\\d)\\D*$'}}
@@ -101,12 +105,16 @@ def test_a_task_is_validated_once_it_has_begun(run):
 
 def test_answers_are_taken_as_the_task_says(config, groups):
     """The second task's votes are single digits."""
+    answers = set()
     for task, iterations in ((config.tasks[0], (1, 2)), (config.tasks[1], (3, 4))):
         grader = Grader(task)
         for group in [group for iteration in iterations for group in groups[iteration]]:
             assert group.task == task.name
             votes = Counter(filter(None, [grader.extract(e.rollout) for e in group.experiences]))
             assert group.experiences[0].score.evidence["majority"]["votes"] == votes
+            answers |= {(task.name, len(answer)) for answer in votes}
+    assert answers >= {("sums", 2), ("digits", 1)}
+    assert ("digits", 2) not in answers
 
 
 def test_what_is_stored_is_of_the_reference_and_at_the_temperature_of_sampling(run, config, groups, metrics):
