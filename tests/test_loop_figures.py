@@ -117,9 +117,15 @@ def test_answers_are_taken_as_the_task_says(config, groups):
     assert ("digits", 2) not in answers
 
 
-def test_what_is_stored_is_of_the_reference_and_at_the_temperature_of_sampling(run, config, groups, metrics):
+@pytest.fixture(scope="module")
+def policy(run, config):
+    """As the last checkpoint has it."""
     policy = Policy.create(resolve_model(config.model.source), config.model, seed=0)
     policy.load(run / "checkpoints" / "iter_000004" / "policy")
+    return policy
+
+
+def test_what_is_stored_is_of_the_reference_and_at_the_temperature_of_sampling(policy, groups, metrics):
     for iteration, part in groups.items():
         experiences = [experience for group in part for experience in group.experiences]
         rollouts = [experience.rollout for experience in experiences]
@@ -132,6 +138,16 @@ def test_what_is_stored_is_of_the_reference_and_at_the_temperature_of_sampling(r
         assert metrics[iteration]["rollout/kl"] == pytest.approx(kl.mean(), rel=1e-3, abs=1e-6)
         assert metrics[iteration]["rollout/entropy"] == pytest.approx(-sampled.mean(), rel=1e-3)
     assert metrics[4]["rollout/kl"] > 1e-3
+
+
+def test_the_reward_sees_the_policy_at_the_temperature_of_sampling(policy, groups, tmp_path):
+    """The policy of the first iteration is the reference."""
+    policy.save_adapter(tmp_path, "reference")
+    policy.load_adapter(tmp_path)
+    experiences = [experience for group in groups[1] for experience in group.experiences]
+    stats = policy.token_stats([experience.rollout for experience in experiences], temperature=0.7)
+    expected = [float(row.self_certainty.mean()) for row in stats]
+    assert [experience.score.components["certainty"] for experience in experiences] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_schedule_ends_with_the_run(metrics):
