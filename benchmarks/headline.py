@@ -3,8 +3,8 @@
     python -m benchmarks.headline                        # what is not measured yet of quickstart, ppo and dpo, 3 seeds
     python -m benchmarks.headline --config quickstart --seeds 0 --again
 
-One cell per (config, seed): a finished cell is read from results/headline/, where every cell carries its config, commit
-and machine; an interrupted one is resumed; --again measures anew.
+One cell per (config, seed): a finished cell is read from results/headline/, where every cell carries its commit and
+machine, and its config since that is written; an interrupted one is resumed; --again measures anew.
 """
 
 import argparse

@@ -172,9 +172,10 @@ def _interruptible(directory: Path, *, stands: type[KeyboardInterrupt]) -> Itera
     try:
         yield
     except OSError as error:
-        if error.errno not in _UNPRINTABLE:
+        if error.errno not in _UNWRITABLE:
             raise
-        _fail_to_print(error, f"; `rlsf resume {directory}` continues from the last checkpoint")
+        begun = (directory / "config.yaml").exists()
+        _fail_to_write(error, f"; `rlsf resume {directory}` continues from the last checkpoint" if begun else "")
     except KeyboardInterrupt as interrupt:
         message = "interrupted before the run began; nothing was changed"
         if isinstance(interrupt, stands):
@@ -212,9 +213,9 @@ def main() -> None:
     except (RlsfError, EngineError, RewardError) as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno not in _UNPRINTABLE:
+        if error.errno not in _UNWRITABLE:
             raise
-        _fail_to_print(error, "")
+        _fail_to_write(error)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -226,12 +227,14 @@ def main() -> None:
         )
 
 
-_UNPRINTABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT)
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT)
 
 
-def _fail_to_print(error: OSError, advice: str) -> NoReturn:
+def _fail_to_write(error: OSError, advice: str = "") -> NoReturn:
+    """The run directory's own files have better messages: this is about the output, and whatever libraries write."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more as it ends
-    _fail(f"what this command prints cannot be written: {error.strerror}{advice}")
+    what = error.filename or "what this command prints, or a temporary file"
+    _fail(f"cannot write {what}: {error.strerror}{advice}")
 
 
 def _fail(message: str) -> NoReturn:
