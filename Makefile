@@ -17,7 +17,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .PHONY: help setup quickstart test lint format bench lock clean
 
 help:
-	@echo "make quickstart  set up, then a language model teaches itself (about 10 minutes on 2 cores)"
+	@echo "make quickstart  set up, then a language model teaches itself (10 to 15 minutes on 2 cores)"
 	@echo "make test        set up, then the test suite"
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       every benchmark; results in benchmarks/results/"

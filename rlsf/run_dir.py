@@ -6,6 +6,7 @@ timings.jsonl        one line per iteration: seconds and tokens per second, neve
 summary.json         what a script reads         samples/        rollouts with scores and evidence
 evaluations/         outcome of every held-out prompt
 replay/              the store                   checkpoints/iter_000012/    latest -> the newest one's name
+outbox/              the adapter on its way to the engine
 """
 
 import json

@@ -43,8 +43,8 @@ def test_weighted_sum_leaves_out_components_without_an_opinion() -> None:
 
 
 def test_a_sum_beyond_all_numbers_is_refused() -> None:
-    huge = Fixed([1e308, 1.0, 1.0, 1.0])
-    reward = WeightedSumReward({"a": Component(huge, 1.0), "b": Component(huge, 1.0)})
+    large = Fixed([1e8, 1.0, 1.0, 1.0])
+    reward = WeightedSumReward({"a": Component(large, 1e300), "b": Component(large, 1e300)})
     with pytest.raises(RewardError, match="inf"):
         reward.score([GROUP_OF_4], context(prompt()))
 
