@@ -17,7 +17,7 @@ CHANGEABLE = (
     *("name", "output_dir", "engine", "delivery", "evaluation", "preflight", "tracking"),
     *("loop.checkpoint_every", "loop.keep_checkpoints", "algorithm.learning_rate", "algorithm.value_learning_rate"),
 )
-"""Keys that a resumed run may have other values of."""
+"""Keys that a resumed run may have other values of; before its first checkpoint also those of the warm start."""
 _ABSENT = object()
 
 
@@ -34,7 +34,8 @@ def check_same_config(directory: RunDir, config: RunConfig) -> None:
         ) from error
     fixed = ("evaluation.prompts", "evaluation.samples") if config.evaluation.chooses else ()
     differing = _differing(began.model_dump(mode="json"), config.model_dump(mode="json"))
-    changed = [key for key in differing if key in fixed or not key.startswith(CHANGEABLE)]
+    changeable = CHANGEABLE if directory.latest_checkpoint() is not None else (*CHANGEABLE, "warm_start")
+    changed = [key for key in differing if key in fixed or not key.startswith(changeable)]
     if changed:
         raise RunDirError(
             f"{directory.config}: {', '.join(changed)} changed since the run began: put it back, or start a new run. "

@@ -13,6 +13,7 @@ from reward.types import Score
 from rlsf.algorithms import create_algorithm
 from rlsf.algorithms.diagnostics import TokenDiagnostics
 from rlsf.algorithms.samples import TokenTensors, minibatches
+from rlsf.algorithms.update import fail_with_batch
 from rlsf.config.schema import DpoConfig, GrpoConfig, PpoConfig
 from rlsf.errors import TrainingError
 from rlsf.forward import PaddedBatch
@@ -276,6 +277,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change(kind:
     saved = json.loads(path.read_text())
     assert first.rollout.id in {row["rollout_id"] for row in saved["batch"]}
     assert all(row["completion_ids"] and row["group_id"] for row in saved["batch"])
+
+
+def test_the_reason_is_kept_where_the_batch_cannot_be(tmp_path: Path):
+    (tmp_path / "failures").write_text("no folder, as on a full disk")
+    with pytest.raises(
+        TrainingError, match=r"iteration 3: the loss is nan, .* cannot be saved in .*lower the learning"
+    ):
+        fail_with_batch(tmp_path / "failures", "iteration 3", [])("the loss is nan")
 
 
 def test_missing_reference_log_probabilities_are_computed_and_given_ones_are_kept(tmp_path: Path):

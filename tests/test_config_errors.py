@@ -82,6 +82,14 @@ MALFORMED = {
         HEAD.replace("name: a,", 'name: a, system: "\\ud83d",'),
         ["run.yaml:3: tasks.0.system: found half a character"],
     ),
+    "a rate beyond sense": (
+        HEAD + "algorithm: {learning_rate: 1.0e+39}\n",
+        ["algorithm.learning_rate: found 1e+39; expected at most 1000"],
+    ),
+    "a name too long for a file": (
+        HEAD.replace("name: x", f"name: {'x' * 300}"),
+        ["run.yaml:1: name: found", "expected at most 100 characters"],
+    ),
     "true as a number": (HEAD + "loop: {iterations: true}\n", ["loop.iterations: found true; expected a number"]),
     "true as a fraction": (
         HEAD + "model: {lora: {alpha: true}}\n",

@@ -376,6 +376,19 @@ def test_a_run_is_resumed_with_the_config_it_began_with(killed, tmp_path):
     assert run_cli(["resume", str(killed)], log) == 0, log.read_text()
 
 
+def test_the_warm_start_may_change_before_the_first_checkpoint(experiment, tmp_path):
+    """What diverged there is told to lower the rate and resume."""
+    log, run = tmp_path / "log", tmp_path / "runs" / "run"
+    command = experiment("warm_start={examples: 4, steps: 2, learning_rate: 0.5}")
+    assert run_cli(command, log, Moment("rlsf.run:Run.deliver")) == -9, log.read_text()
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("learning_rate: 0.5", "learning_rate: 0.001"))
+    assert run_cli(["resume", str(run)], log) == 0, log.read_text()
+    config.write_text(config.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
+    (run / "summary.json").unlink()
+    assert "warm_start.learning_rate changed since" in fails(["resume", run], tmp_path / "later")
+
+
 def test_the_learning_rate_may_change_on_resume(killed, tmp_path):
     config, log = killed / "config.yaml", tmp_path / "resumed"
     config.write_text(config.read_text().replace("learning_rate: 0.0001", "learning_rate: 0.0025"))

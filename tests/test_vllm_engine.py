@@ -14,7 +14,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlsf.config.schema import LoraConfig as LoraSection
+from rlsf.config.schema import ModelConfig
 from rlsf.models.sources import resolve_model
+from rlsf.policy import Policy
 from rollouts.adapter import read_adapter
 from rollouts.config import DeliveryConfig, VllmEngineConfig
 from rollouts.delivery import DeliveryCheck, limits_for, take_probe
@@ -87,6 +90,11 @@ def smollm2():
 @pytest.fixture(scope="module")
 def trainer(smollm2):
     return Trainer(smollm2)
+
+
+@pytest.fixture(scope="module")
+def policy(smollm2):
+    return Policy.create(smollm2, ModelConfig(dtype="float32", lora=LoraSection(r=8, alpha=16)), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +213,7 @@ def _assert_losses_are_noticed(engine, check, logprobs, adapters):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_agree_with_the_trainer_on_every_token(engine, trainer, adapters, temperature):
+def test_logprobs_agree_with_the_trainer_on_every_token(engine, trainer, policy, adapters, temperature):
     trainer.load(adapters[1])
     engine.sync(adapters[1], 3)
     sampling = SamplingParams(temperature=temperature, max_tokens=16, n=3)
@@ -214,6 +222,8 @@ def test_logprobs_agree_with_the_trainer_on_every_token(engine, trainer, adapter
     assert all(rollout.policy_version == 3 for rollout in rollouts)
     expected = trainer.logprobs(_pairs(rollouts), temperature)
     assert _largest_difference([rollout.logprobs for rollout in rollouts], expected) < 1e-3
+    policy.load_adapter(adapters[1])  # what really trains shares a pass among completions of one prompt
+    assert _largest_difference(policy.logprobs(rollouts, temperature=temperature), expected) < 1e-3
     assert _largest_difference(engine.score_tokens(_pairs(rollouts), temperature=temperature), expected) < 1e-3
 
 

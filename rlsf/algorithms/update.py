@@ -19,6 +19,7 @@ from transformers import get_scheduler
 from rlsf.config.schema import OptimizerConfig
 from rlsf.errors import LOWER_THE_RATE, TrainingError
 from rlsf.experience import Experience, Group
+from rlsf.files import write_text
 from rlsf.forward import TokenPair
 
 M = TypeVar("M")
@@ -180,14 +181,16 @@ def fail_with_batch(folder: Path, update: str, batch: Sequence[Experience | Toke
     """
 
     def fail(reason: str) -> NoReturn:
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{update.replace(' ', '_')}.json"
         content = {"reason": reason, "batch": [_dump_row(item) for item in batch]}
-        path.write_text(json.dumps(content, indent=1), "utf-8")
+        where = f"The batch is in {path}: look there for"
+        try:
+            write_text(path, json.dumps(content, indent=1))
+        except OSError as error:  # the reason must not be lost
+            where = f"The batch cannot be saved in {path} ({error.strerror or error}); it may hold"
         raise TrainingError(
-            f"{update}: {reason}, so the run stops before this step changes any weight. The batch is in {path}: look "
-            "there for rewards or log-probabilities that are not finite; if there are none, "
-            f"{LOWER_THE_RATE}"
+            f"{update}: {reason}, so the run stops before this step changes any weight. {where} rewards or "
+            f"log-probabilities that are not finite; if there are none, {LOWER_THE_RATE}"
         )
 
     return fail

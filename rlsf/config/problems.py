@@ -21,6 +21,7 @@ _EXPECTED: dict[str, str] = {
     "finite_number": "a finite number",
     "too_short": "at least {min_length} item(s)",
     "string_too_short": "at least {min_length} character(s)",
+    "string_too_long": "at most {max_length} characters",
     "too_long": "at most {max_length} item(s)",
     "literal_error": "one of {expected}",
     "missing": "a value",

@@ -20,6 +20,9 @@ from rollouts.types import SamplingParams
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 """Of a run or a task: it becomes part of file names."""
+MAX_NAME = 100
+MAX_RATE = 1e3
+"""No rate near it trains anything; far above it AdamW's arithmetic breaks."""
 
 
 class LoraConfig(Section):
@@ -118,7 +121,7 @@ class SplitConfig(Section):
 class TaskConfig(Section):
     """One task of the stream."""
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, max_length=MAX_NAME)
     source: SourceConfig
     system: str | None = None
     """System message put before every prompt; a row that brings its own keeps it."""
@@ -165,7 +168,7 @@ class WarmStartConfig(Section):
     """Optimizer steps."""
     batch_size: int = Field(8, ge=1)
     """Examples per step."""
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0, le=MAX_RATE)
     answer_template: str = "{reference}"
     """What the model should write; {reference} is the label."""
 
@@ -179,7 +182,7 @@ class WarmStartConfig(Section):
 class OptimizerConfig(Section):
     """Shared by every algorithm. Moments and schedule live for the whole run."""
 
-    learning_rate: float = Field(1e-4, ge=0)
+    learning_rate: float = Field(1e-4, ge=0, le=MAX_RATE)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up; linear and cosine fall to 0 just after the last planned step. The plan counts every iteration;
     one whose groups carry no signal takes no step."""
@@ -236,7 +239,7 @@ class PpoConfig(OptimizerConfig):
     clip_high: float = Field(0.2, gt=0)
     value_clip: float = Field(0.2, gt=0)
     """New values stay this close to the old ones in the clipped value loss."""
-    value_learning_rate: float = Field(1e-3, gt=0)
+    value_learning_rate: float = Field(1e-3, gt=0, le=MAX_RATE)
     """Of the critic's adapter and head."""
     value_epochs: int = Field(1, ge=1)
     """Passes of the critic per pass of the policy."""
@@ -398,7 +401,7 @@ class TrackingConfig(Section):
 class RunConfig(Section):
     """One experiment."""
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, max_length=MAX_NAME)
     """Folder of the run below output_dir."""
     seed: int = Field(0, ge=0)
     """Every generator of the run is derived from it."""
