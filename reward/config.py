@@ -1,6 +1,7 @@
 """Config sections of this package, one per reward, discriminated by `kind`. Imports nothing heavy."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -162,3 +163,12 @@ RewardConfig = Annotated[
 
 WeightedSumConfig.model_rebuild()
 WeightedComponent.model_rebuild()
+
+
+def single_rewards(reward: RewardConfig, key: str = "reward") -> Iterator[tuple[str, RewardConfig]]:
+    """Every reward that is no sum of others, with the dotted key at which it stands in a config."""
+    if isinstance(reward, WeightedSumConfig):
+        for name, component in reward.components.items():
+            yield from single_rewards(component.reward, f"{key}.components.{name}.reward")
+    else:
+        yield key, reward

@@ -172,8 +172,6 @@ def _interruptible(directory: Path, *, stands: type[KeyboardInterrupt]) -> Itera
     try:
         yield
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
-            raise
         begun = (directory / "config.yaml").exists()
         _fail_to_write(error, f"; `rlsf resume {directory}` continues from the last checkpoint" if begun else "")
     except KeyboardInterrupt as interrupt:
@@ -213,8 +211,6 @@ def main() -> None:
     except (RlsfError, EngineError, RewardError) as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
-            raise
         _fail_to_write(error)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -231,7 +227,13 @@ _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT)
 
 
 def _fail_to_write(error: OSError, advice: str = "") -> NoReturn:
-    """The run directory's own files have better messages: this is about the output, and whatever libraries write."""
+    """The run directory's own files have better messages: this is about the output, and whatever libraries write.
+
+    Raises:
+        OSError: the error is of another kind, and a bug.
+    """
+    if error.errno not in _UNWRITABLE:
+        raise error
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more as it ends
     what = error.filename or "what this command prints, or a temporary file"
     _fail(f"cannot write {what}: {error.strerror}{advice}")

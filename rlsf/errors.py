@@ -1,10 +1,5 @@
 """Errors that a user can mend. The command line prints their message without a traceback and exits with status 2."""
 
-LOWER_THE_RATE = (
-    "lower the learning rate in the run's config.yaml and resume; where the newest checkpoint is ruined already, write "
-    "the name of an earlier one into `latest`"
-)
-
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Of Python, of a CUDA device (torch.OutOfMemoryError), or of torch on a CPU, which raises a plain RuntimeError."""

@@ -53,10 +53,9 @@ def nearest(path: Path) -> str:
     near = difflib.get_close_matches(missing.name, names, n=1)
     if near:
         return f"; did you mean {missing.parent / near[0]}?"
-    start = "" if path.is_absolute() else f"relative paths start at {Path.cwd()}"
-    if missing == path:
-        return f" ({start})" if start else ""
-    return f" (nor its folder {missing}{'; ' if start else ''}{start})"
+    notes = [] if missing == path else [f"nor its folder {missing}"]
+    notes += [] if path.is_absolute() else [f"relative paths start at {Path.cwd()}"]
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 def is_hub_id(source: str) -> bool:

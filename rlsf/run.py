@@ -15,7 +15,7 @@ from rlsf.algorithms import create_algorithm
 from rlsf.algorithms.sft import WarmStart, answer_ids
 from rlsf.config.schema import RunConfig
 from rlsf.display import Display
-from rlsf.errors import LOWER_THE_RATE, ConfigError, RlsfError, RunDirError, TrainingError, is_out_of_memory
+from rlsf.errors import ConfigError, RlsfError, RunDirError, TrainingError, is_out_of_memory
 from rlsf.evaluation.evaluate import Evaluation, evaluate
 from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.statistics import Estimate, wilson
@@ -37,7 +37,7 @@ from rlsf.tracking import create_tracker
 from rollouts.delivery import DeliveryCheck, Probe, take_probe
 from rollouts.factory import create_engine
 from rollouts.prompts import encode_prompt, encode_prompts
-from rollouts.types import EngineError, Prompt, SamplingParams
+from rollouts.types import LOWER_THE_RATE, EngineError, Prompt, SamplingParams
 
 
 class Run:

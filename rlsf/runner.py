@@ -61,8 +61,13 @@ def _begin(directory: RunDir, config: RunConfig, stream: Stream, parts: ExitStac
         raise
     try:
         parts.enter_context(directory.locked())
-        began = {"data": stream.digests(), "rewards": reward_digests(config.reward)}
-        directory.write_json(directory.versions, provenance() | began | {"config": config.model_dump(mode="json")})
+        began = {
+            **provenance(),
+            "data": stream.digests(),
+            "rewards": reward_digests(config.reward),
+            "config": config.model_dump(mode="json"),
+        }
+        directory.write_json(directory.versions, began)
         directory.write_text(directory.config, resolved_yaml(config))
     except BaseException:
         directory.discard()

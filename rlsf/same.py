@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from reward.config import FunctionConfig, RewardConfig, WeightedSumConfig
+from reward.config import FunctionConfig, RewardConfig, single_rewards
 from rlsf.config.schema import RunConfig
 from rlsf.errors import RunDirError
 from rlsf.run_dir import RunDir
@@ -67,13 +67,9 @@ def check_same_data(directory: RunDir, stream: Stream) -> None:
 
 def reward_digests(reward: RewardConfig) -> dict[str, str]:
     """SHA-256 (hex) of the file of every reward function, by the path that names the function."""
-    if isinstance(reward, WeightedSumConfig):
-        parts = [reward_digests(component.reward) for component in reward.components.values()]
-        return {path: digest for part in parts for path, digest in part.items()}
-    if not isinstance(reward, FunctionConfig):
-        return {}
-    file = _source_file(reward.path.rpartition(":")[0])
-    return {} if file is None else {reward.path: hashlib.sha256(file.read_bytes()).hexdigest()}
+    paths = [part.path for _, part in single_rewards(reward) if isinstance(part, FunctionConfig)]
+    files = {path: _source_file(path.rpartition(":")[0]) for path in paths}
+    return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in files.items() if file is not None}
 
 
 def changed_rewards(directory: RunDir, config: RunConfig) -> list[str]:

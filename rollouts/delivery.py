@@ -35,7 +35,7 @@ import numpy as np
 
 from rollouts.adapter import read_adapter
 from rollouts.config import DeliveryConfig
-from rollouts.types import Engine, EngineError, Rollout
+from rollouts.types import LOWER_THE_RATE, Engine, EngineError, Rollout
 
 # Spacing of the numbers next to 1 (2 to the minus mantissa bits).
 _HALF_EPSILON = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
@@ -226,8 +226,7 @@ class DeliveryCheck:
         if not np.isfinite(flat).all():
             raise EngineError(
                 f"{whose} gives log-probabilities that are not finite on the delivery probe: the weights are broken; "
-                "lower the learning rate in the run's config.yaml and resume; where the newest checkpoint is ruined "
-                "already, write the name of an earlier one into `latest`"
+                f"{LOWER_THE_RATE}"
             )
         return flat
 

@@ -8,6 +8,13 @@ from typing import Any, Literal, NotRequired, Protocol, TypedDict
 FinishReason = Literal["stop", "length"]
 
 
+LOWER_THE_RATE = (
+    "lower the learning rate in the run's config.yaml and resume; where the newest checkpoint is ruined already, write "
+    "the name of an earlier one into `latest`"
+)
+"""How to mend weights that went astray, ready to end a message."""
+
+
 class EngineError(RuntimeError):
     """An engine could not start, generate, or take over an adapter. The message says what to do about it."""
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from rlsf.config.schema import OptimizerConfig
-from rlsf.errors import LOWER_THE_RATE, TrainingError
+from rlsf.errors import TrainingError
 from rlsf.experience import Experience, Group
 from rlsf.files import write_text
 from rlsf.forward import TokenPair
+from rollouts.types import LOWER_THE_RATE
 
 M = TypeVar("M")
 

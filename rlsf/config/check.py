@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from reward.config import FunctionConfig, RewardConfig, WeightedSumConfig
+from reward.config import FunctionConfig, single_rewards
 from rlsf.config.schema import FileSource, ModelConfig, RunConfig, TaskConfig
 from rlsf.paths import expand, is_hub_id, is_there, packaged_module, unreachable, why_missing
 
@@ -25,7 +25,9 @@ def check_config(config: RunConfig) -> list[str]:
     found = [*_output_dir(config), *_model(config.model), *_packages(config)]
     for index, task in enumerate(config.tasks):
         found += _source(task, f"tasks.{index}.source")
-    found += _reward(config.reward, "reward")
+    for key, reward in single_rewards(config.reward):
+        if isinstance(reward, FunctionConfig):
+            found += _function(reward.path, f"{key}.path")
     return found
 
 
@@ -85,14 +87,6 @@ def _source(task: TaskConfig, key: str) -> Iterator[str]:
         yield f"{key}.path: {missing}"
     elif path.is_dir():
         yield f"{key}.path: {path} is a directory; name the file"
-
-
-def _reward(reward: RewardConfig, key: str) -> Iterator[str]:
-    if isinstance(reward, WeightedSumConfig):
-        for name, component in reward.components.items():
-            yield from _reward(component.reward, f"{key}.components.{name}.reward")
-    elif isinstance(reward, FunctionConfig):
-        yield from _function(reward.path, f"{key}.path")
 
 
 def _function(path: str, key: str) -> Iterator[str]:

@@ -26,6 +26,7 @@ from rlsf.config.yaml_text import Path as KeyPath
 from rlsf.config.yaml_text import dump, parse
 from rlsf.errors import ConfigError
 from rlsf.paths import expand, unreachable
+from rlsf.text import is_unicode
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class _Layers:
 
 def _check_texts(data: Any, layers: _Layers) -> None:
     for path, text in _texts(data):
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        if not is_unicode(text):
             raise ConfigError(
                 f"{layers.origin(path)}: {dotted(path)}: found half a character (a lone surrogate such as \\ud83d, or "
                 "a byte that is no UTF-8); write the whole one"

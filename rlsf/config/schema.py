@@ -13,7 +13,7 @@ from reward.config import (
     RewardConfig,
     VerifierConfig,
     VerifierRewardConfig,
-    WeightedSumConfig,
+    single_rewards,
 )
 from rollouts.config import MAX_COMPLETIONS, AutoEngineConfig, DeliveryConfig, EngineConfig, SamplingConfig, Section
 from rollouts.types import SamplingParams
@@ -437,7 +437,7 @@ class RunConfig(Section):
 
     def uses_labels(self) -> bool:
         """Whether the reward sees reference answers: then it is not self-feedback."""
-        return _uses_labels(self.reward)
+        return any(_uses_labels(reward) for _, reward in single_rewards(self.reward))
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
@@ -510,6 +510,4 @@ class RunConfig(Section):
 
 
 def _uses_labels(reward: RewardConfig) -> bool:
-    if isinstance(reward, WeightedSumConfig):
-        return any(_uses_labels(component.reward) for component in reward.components.values())
     return isinstance(reward, VerifierRewardConfig) or (isinstance(reward, FunctionConfig) and reward.needs_reference)

@@ -13,6 +13,7 @@ from typing import Any
 
 from rlsf.config.schema import DatasetsSource, FileSource, TaskConfig
 from rlsf.errors import DataError
+from rlsf.text import is_unicode
 from rollouts.types import Message, Prompt
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -81,7 +82,7 @@ def row_from_columns(
 ) -> Row:
     """Raises DataError, naming the row and the column, if the row cannot be made into a prompt."""
     for name, value in columns.items():
-        if not _is_unicode((name, value)):
+        if not is_unicode((name, value)):
             raise DataError(
                 f"{where}: the column {name!r} holds half a character (a lone surrogate such as \\ud83d), which is no "
                 "valid text; export the data again, or remove it"
@@ -171,15 +172,6 @@ def _word(config: TaskConfig, question: str | list[Message], where: str) -> str 
     if config.system is not None and messages[0]["role"] != "system":
         messages.insert(0, Message(role="system", content=config.system))
     return tuple(messages)
-
-
-def _is_unicode(value: Any) -> bool:
-    """Whether all text in it can be written as UTF-8."""
-    if isinstance(value, str):
-        return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
-    if isinstance(value, Mapping):
-        return all(map(_is_unicode, value.items()))
-    return not isinstance(value, list | tuple) or all(map(_is_unicode, value))
 
 
 def _digest(content: str | tuple[Message, ...]) -> str:

@@ -11,11 +11,13 @@ from rlsf.experience import Group
 from rlsf.files import clear_os_errors
 from rlsf.samples import as_markdown
 
+_default_report = threading.excepthook
+
 
 class TensorBoardBackend:
     def __init__(self, directory: Path, *, purge_after: int) -> None:
         self._directory = directory
-        _silence_writer_thread()
+        threading.excepthook = _report  # the thread that writes hands its error to whoever logs next anyway
         with clear_os_errors(directory):
             self._writer = SummaryWriter(str(directory), purge_step=purge_after + 1)
 
@@ -36,12 +38,6 @@ class TensorBoardBackend:
             self._writer.close()
 
 
-def _silence_writer_thread() -> None:
-    """The thread that writes hands its error to whoever logs next, and prints a traceback besides."""
-    default = threading.excepthook
-
-    def hook(arguments: threading.ExceptHookArgs) -> None:
-        if type(arguments.thread).__name__ != "_AsyncWriterThread":
-            default(arguments)
-
-    threading.excepthook = hook
+def _report(arguments: threading.ExceptHookArgs) -> None:
+    if type(arguments.thread).__name__ != "_AsyncWriterThread":
+        _default_report(arguments)
