@@ -7,29 +7,24 @@ import pytest
 
 from rlsf.replay import ReplayStore
 from rlsf.run_dir import read_jsonl
-from tests.killing import run_cli
+from tests.lab_run import metrics_of, run_lab
 
 pytestmark = pytest.mark.slow
 
-CONFIG = """
-name: run
-output_dir: {folder}
-model: {{source: lab}}
-engine: {{kind: transformers}}
+SETTINGS = """
 tasks:
   - name: sums
-    source: {{kind: reasoning_gym, dataset: chain_sum, params: {{min_terms: 2, max_terms: 2}}, size: 200}}
-    split: {{validation: 16, test: 16}}
+    source: $sums
+    split: {validation: 16, test: 16}
     max_tokens: 6
-sampling: {{n: 4, temperature: 0.8}}
-reward: {{kind: function, path: "{folder}/shun.py:no_digits"}}
-warm_start: {{examples: 8, steps: 4, batch_size: 4}}
-algorithm: {{kind: grpo, learning_rate: 1.0e-2}}
-replay: {{ratio: 2, max_staleness: 1}}
-loop: {{iterations: 4, prompts: 4}}
-evaluation: {{every: 1, samples: 4, final_samples: 4, select: best}}
-preflight: {{enabled: false}}
-tracking: {{tensorboard: false}}
+sampling: {n: 4, temperature: 0.8}
+reward: {kind: function, path: "$folder/shun.py:no_digits"}
+warm_start: {examples: 8, steps: 4, batch_size: 4}
+algorithm: {kind: grpo, learning_rate: 1.0e-2}
+replay: {ratio: 2, max_staleness: 1}
+loop: {iterations: 4, prompts: 4}
+evaluation: {every: 1, samples: 4, final_samples: 4, select: best}
+preflight: {enabled: false}
 """
 WORSE_AND_WORSE = """
 def no_digits(completions, **columns):
@@ -40,21 +35,13 @@ def no_digits(completions, **columns):
 
 def run_loop(folder, *overrides):
     (folder / "shun.py").write_text(WORSE_AND_WORSE)
-    (folder / "config.yaml").write_text(CONFIG.format(folder=folder))
-    log = folder / "log"
-    settings = [part for override in overrides for part in ("--set", override)]
-    assert run_cli(["run", str(folder / "config.yaml"), *settings], log) == 0, log.read_text()
-    return folder / "run"
+    return run_lab(folder, SETTINGS, *overrides)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Its reward teaches it to answer no sum at all, so that the policy of its start is the best one."""
     return run_loop(tmp_path_factory.mktemp("loop"))
-
-
-def metrics_of(run):
-    return {row["iteration"]: row for row in read_jsonl(run / "metrics.jsonl")}
 
 
 def test_what_is_replayed_was_generated_before_and_not_too_long_ago(run):

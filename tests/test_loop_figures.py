@@ -11,55 +11,45 @@ from rlsf.evaluation.grading import Grader
 from rlsf.models import resolve_model
 from rlsf.policy import Policy
 from rlsf.replay import ReplayStore
-from rlsf.run_dir import read_jsonl
 from rlsf.tasks import build_stream
-from tests.killing import run_cli
+from tests.lab_run import metrics_of, run_lab
 
 pytestmark = pytest.mark.slow
 
 # Whatever is easily confused differs: the tasks' answers, the temperatures, the splits' sizes, the sample counts.
-CONFIG = """
-name: run
-output_dir: {folder}
-model: {{source: lab}}
-engine: {{kind: transformers}}
+SETTINGS = """
 tasks:
   - name: sums
-    source: {{kind: reasoning_gym, dataset: chain_sum, params: {{min_terms: 2, max_terms: 2}}, size: 200}}
-    split: {{validation: 8, test: 24}}
+    source: $sums
+    split: {validation: 8, test: 24}
     max_tokens: 6
   - name: digits
     source:
       kind: reasoning_gym
       dataset: chain_sum
-      params: {{min_terms: 2, max_terms: 2, min_digits: 2, max_digits: 2}}
+      params: {min_terms: 2, max_terms: 2, min_digits: 2, max_digits: 2}
       size: 200
-    split: {{validation: 8, test: 24}}
+    split: {validation: 8, test: 24}
     max_tokens: 6
-    answer: {{kind: regex, pattern: '(\\d)\\D*$'}}
-sampling: {{n: 4, temperature: 0.7}}
+    answer: {kind: regex, pattern: '(\\d)\\D*$'}
+sampling: {n: 4, temperature: 0.7}
 reward:
   kind: weighted_sum
   components:
-    majority: {{reward: {{kind: majority}}}}
-    certainty: {{weight: 0.1, normalize: running, reward: {{kind: self_certainty}}}}
-warm_start: {{examples: 8, steps: 4, batch_size: 4}}
-algorithm: {{kind: grpo, learning_rate: 1.0e-2, schedule: linear, minibatches: 2, kl_coef: 0.05}}
-replay: {{ratio: 0.5}}
-loop: {{iterations: 4, prompts: 4}}
-evaluation: {{every: 1, samples: 2, final_samples: 4}}
-preflight: {{canary: 8}}
-tracking: {{tensorboard: false}}
+    majority: {reward: {kind: majority}}
+    certainty: {weight: 0.1, normalize: running, reward: {kind: self_certainty}}
+warm_start: {examples: 8, steps: 4, batch_size: 4}
+algorithm: {kind: grpo, learning_rate: 1.0e-2, schedule: linear, minibatches: 2, kl_coef: 0.05}
+replay: {ratio: 0.5}
+loop: {iterations: 4, prompts: 4}
+evaluation: {every: 1, samples: 2, final_samples: 4}
+preflight: {canary: 8}
 """
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("figures")
-    (folder / "config.yaml").write_text(CONFIG.format(folder=folder))
-    log = folder / "log"
-    assert run_cli(["run", str(folder / "config.yaml")], log) == 0, log.read_text()
-    return folder / "run"
+    return run_lab(tmp_path_factory.mktemp("figures"), SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +66,7 @@ def groups(run):
 
 @pytest.fixture(scope="module")
 def metrics(run):
-    return {row["iteration"]: row for row in read_jsonl(run / "metrics.jsonl")}
+    return metrics_of(run)
 
 
 def read(path):
