@@ -2,15 +2,18 @@
 
 An answer must stand where an answer stands, and a truncated completion has none. Each kind of `AnswerConfig`
 has two steps: `find_answer` returns the answer as written, `canonical_answer` its canonical spelling. Two
-answers are the same vote exactly when their canonical spellings are equal.
+answers with one canonical spelling are one vote; `reward.equivalence` merges others that mean the same.
 """
 
 import re
 from collections.abc import Callable
 
 from reward.config import AnswerConfig
-from reward.numerals import bare_number, canonical_number, find_number
+from reward.numerals import bare_number, canonical_number, find_number, number_span
 from rollouts.types import Rollout
+
+Span = tuple[int, int]
+"""The first character, and one past the last."""
 
 
 def make_extractor(config: AnswerConfig) -> Callable[[Rollout], str | None]:
@@ -28,24 +31,37 @@ def make_extractor(config: AnswerConfig) -> Callable[[Rollout], str | None]:
 
 def answer_in_rollout(rollout: Rollout, config: AnswerConfig) -> str | None:
     """The answer of a rollout as written; None where it was truncated or states no answer."""
+    span = answer_span(rollout, config)
+    return None if span is None else _written(rollout.text, span, config)
+
+
+def answer_span(rollout: Rollout, config: AnswerConfig) -> Span | None:
+    """Where the answer of a rollout stands in its text; None where it was truncated or states no answer."""
     if rollout.truncated:
         return None
     text = rollout.text
     stop = next((stop for stop in rollout.sampling.stop if text.endswith(stop)), "")
     if config.kind in ("boxed", "tag"):  # these find their answer between marks of their own
-        return find_answer(text, config)
+        return find_span(text, config)
     if config.kind == "regex" and stop:  # the pattern may count on the stop string, or on the end before it
-        found = find_answer(text, config)
+        found = find_span(text, config)
         if found is not None:
-            return found.removesuffix(stop).strip() or None
-    return find_answer(text.removesuffix(stop), config)
+            start, end = found
+            return _stripped(text, start, end - len(stop) if text.endswith(stop, start, end) else end)
+    return find_span(text.removesuffix(stop), config)
 
 
 def find_answer(text: str, config: AnswerConfig) -> str | None:
     """The answer in the text of a finished completion, as written, without surrounding space; None where
     there is none."""
-    found = _find(text, config)
-    return (found.strip() or None) if found is not None else None
+    span = find_span(text, config)
+    return None if span is None else _written(text, span, config)
+
+
+def find_span(text: str, config: AnswerConfig) -> Span | None:
+    """Where the answer stands in the text of a finished completion; None where there is none."""
+    span = _find(text, config)
+    return None if span is None else _stripped(text, *span)
 
 
 def canonical_answer(answer: str, config: AnswerConfig) -> str:
@@ -56,7 +72,8 @@ def canonical_answer(answer: str, config: AnswerConfig) -> str:
     where x and X are different variables.
     """
     if config.kind == "choice":
-        return (_choice(answer) or answer.strip(" ().:")).upper()
+        letter = _choice(answer)
+        return (answer[slice(*letter)] if letter else answer.strip(" ().:")).upper()
     if config.kind == "number":
         number = find_number(answer)
         return fold(answer) if number is None else canonical_number(number)
@@ -74,12 +91,24 @@ def fold(text: str, *, case: bool = True) -> str:
     return text.casefold() if case else text
 
 
-def _find(text: str, config: AnswerConfig) -> str | None:
+def _written(text: str, span: Span, config: AnswerConfig) -> str | None:
+    written = text[slice(*span)]
+    return find_number(written) if config.kind == "number" else written
+
+
+def _stripped(text: str, start: int, end: int) -> Span | None:
+    """The span without surrounding space; None where nothing is left."""
+    start += len(text[start:end]) - len(text[start:end].lstrip())
+    end = start + len(text[start:end].rstrip())
+    return (start, end) if start < end else None
+
+
+def _find(text: str, config: AnswerConfig) -> Span | None:
     match config.kind:
         case "number":
-            return find_number(text)
+            return number_span(text)
         case "text":
-            return text
+            return 0, len(text)
         case "boxed":
             return _last_boxed(text)
         case "tag":
@@ -91,12 +120,13 @@ def _find(text: str, config: AnswerConfig) -> str | None:
             return _choice(text)
 
 
-def _last(pattern: str, text: str) -> str | None:
-    matches = [match[1] for match in re.finditer(pattern, text)]
-    return matches[-1] if matches else None
+def _last(pattern: str, text: str) -> Span | None:
+    """Of group 1 in the last match; None where that group took no part."""
+    spans = [match.span(1) for match in re.finditer(pattern, text)]
+    return spans[-1] if spans and spans[-1][0] >= 0 else None
 
 
-def _last_boxed(text: str) -> str | None:
+def _last_boxed(text: str) -> Span | None:
     """Content of the last \\boxed{...}, its own braces balanced; None where it is never closed."""
     start = text.rfind(r"\boxed{")
     if start < 0:
@@ -106,7 +136,7 @@ def _last_boxed(text: str) -> str | None:
     for position in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[position], 0)
         if depth == 0:
-            return text[start:position]
+            return start, position
     return None
 
 
@@ -117,14 +147,19 @@ _STATED_CHOICE = re.compile(
 _LABELLED_CHOICE = re.compile(r"(?:\A|\s)\(?([A-Z])[).:](?=\s)")
 
 
-def _choice(text: str) -> str | None:
+def _choice(text: str) -> Span | None:
     """A letter alone ("B", "(b)."), stated at the end ("The answer is (B)."), or labelling the one option
     that is written out ("B) Paris"). A text that labels several options chooses none."""
-    text = " ".join(re.sub(r'[*`"]', " ", text).split())
+    words = list(re.finditer(r"[^\s*`\"]+", text))
+    folded = " ".join(word[0] for word in words)
+    places = [place for word in words for place in range(word.start(), word.end() + 1)]  # of each folded character
+
+    def letter(match: re.Match[str]) -> Span:
+        return places[match.start(1)], places[match.start(1)] + 1
+
     for pattern in (_BARE_CHOICE, _STATED_CHOICE):
-        match = pattern.search(text)
+        match = pattern.search(folded)
         if match:
-            return match[1]
-    labels = _LABELLED_CHOICE.findall(text)
-    labelled = _LABELLED_CHOICE.match(text)
-    return labelled[1] if labelled and len(labels) == 1 else None
+            return letter(match)
+    labelled = _LABELLED_CHOICE.match(folded)
+    return letter(labelled) if labelled and len(_LABELLED_CHOICE.findall(folded)) == 1 else None

@@ -12,6 +12,8 @@ from rollouts.types import Prompt, Rollout
 
 Groups = Sequence[Sequence[Rollout]]
 
+SERVICES: tuple[Need, ...] = ("engine", "writers", "token_stats", "likelihood", "answer_tokens")
+"""Of a context, which a reward gets if it declares them."""
 LARGEST = 1e9
 """Of a reward's size: beyond it, squares and sums over a run would lose what smaller rewards say."""
 
@@ -64,18 +66,14 @@ def restrict(context: RewardContext, reward: Reward) -> RewardContext:
     Raises:
         RewardError: the context lacks what the reward needs.
     """
-    for need in ("engine", "token_stats"):
+    for need in SERVICES:
         if need in reward.needs and getattr(context, need) is None:
             raise RewardError(f"reward {reward.name!r} needs {need!r}, which the context does not provide")
     prompts = context.prompts
     if "reference" not in reward.needs:
         prompts = {key: prompt.without_labels() for key, prompt in prompts.items()}
-    return replace(
-        context,
-        prompts=prompts,
-        engine=context.engine if "engine" in reward.needs else None,
-        token_stats=context.token_stats if "token_stats" in reward.needs else None,
-    )
+    kept: dict[str, Any] = {need: getattr(context, need) if need in reward.needs else None for need in SERVICES}
+    return replace(context, prompts=prompts, **kept)
 
 
 def prompt_of(rollout: Rollout, context: RewardContext) -> Prompt:

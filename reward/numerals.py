@@ -69,9 +69,13 @@ _CUE_WORD = (
 _BARE = re.compile(rf"\A{_NUMBER}{_END}", re.IGNORECASE)
 _STATED = re.compile(rf"(?:\A|{_CUE_SYMBOL}|{_CUE_WORD}){_NUMBER}{_END}", re.IGNORECASE)
 
+# A minus sign belongs to a number unless something that it could subtract from stands right before it.
+_ANYWHERE = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+
 _FRAC = re.compile(  # \frac{1}{2}, \frac12 and all between
     rf"([{_MINUS}]?)\s*\\[cdt]?frac\s*(?:\{{([0-9]+)\}}|([0-9]))\s*(?:\{{([0-9]+)\}}|([0-9])(?![0-9]))"
 )
+_DIGIT = re.compile(r"[0-9]")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _MARKUP = re.compile(r'[*`"“”]|\\[()\[\]]')
 
@@ -81,12 +85,35 @@ def find_number(text: str, *, any_unit: bool = False) -> str | None:
 
     With `any_unit`, whatever word follows is taken for its unit: for references, which contradict nothing.
     """
-    return _search(_STATED, text, any_unit)
+    return _written(_search(_STATED, text, any_unit))
+
+
+def number_span(text: str) -> tuple[int, int] | None:
+    """Where the number that `find_number` finds stands in `text`, its sign included, units and currency behind it not;
+    all of a \\frac. None where it finds none."""
+    match = _search(_STATED, text)
+    if match is None:
+        return None
+    # No digit stands behind the number but the exponent of its unit, so that the last occurrence is the right one.
+    exponent = _DIGIT.search(match.string, match.end("body"))
+    limit = text.rindex(exponent[0]) if exponent else len(text)
+    start = text.rfind(match["body"], 0, limit)
+    end = start + len(match["body"])
+    fractions = [fraction.span() for fraction in _FRAC.finditer(text, 0, limit)]
+    if fractions and fractions[-1][1] > end:
+        return fractions[-1]
+    return (text.rindex(match["sign"], 0, start) if match["sign"] else start), end
 
 
 def bare_number(text: str) -> str | None:
     """The number that `text` consists of, unit and period aside; None for anything else."""
-    return _search(_BARE, text)
+    return _written(_search(_BARE, text))
+
+
+def numbers_in(text: str) -> list[str]:
+    """All numbers that stand in a text, in order, without thousands separators: what a question is about, where
+    `find_number` says what a completion answers."""
+    return [number.replace(",", "") for number in _ANYWHERE.findall(text)]
 
 
 def canonical_number(number: str) -> str:
@@ -113,7 +140,8 @@ def number_value(canonical: str) -> Fraction:
     return Fraction(canonical)
 
 
-def _search(pattern: re.Pattern[str], text: str, any_unit: bool = False) -> str | None:
+def _search(pattern: re.Pattern[str], text: str, any_unit: bool = False) -> re.Match[str] | None:
+    """A match in `_plain(text)`."""
     match = pattern.search(_plain(text))
     if match is None or len(match["body"]) > _LONGEST:
         return None
@@ -122,7 +150,13 @@ def _search(pattern: re.Pattern[str], text: str, any_unit: bool = False) -> str 
         return None
     if "/" in body and not body.split("/")[1].strip("0"):
         return None
-    return ("-" if match["sign"] and match["sign"] in _MINUS else "") + body
+    return match
+
+
+def _written(match: re.Match[str] | None) -> str | None:
+    if match is None:
+        return None
+    return ("-" if match["sign"] and match["sign"] in _MINUS else "") + match["body"]
 
 
 def _is_unit(word: str, number: str) -> bool:
@@ -130,6 +164,7 @@ def _is_unit(word: str, number: str) -> bool:
 
 
 def _plain(text: str) -> str:
+    text = " ".join(text.split())  # before any pattern: on a long run of white space \s* takes quadratic time
     text = _FRAC.sub(r" \1\2\3/\4\5 ", text)
     text = _BOXED.sub(r" \1 ", text).replace(r"\$", "$").replace(r"\%", "%")
     # A space, not nothing: 3*4 must not become 34.

@@ -6,9 +6,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from rollouts.types import Engine, Prompt, Rollout
+from reward.config.writers import FrozenWriterConfig, LocalWriterConfig
+from rollouts.types import Engine, Prompt, Rollout, SamplingParams
 
-Need = Literal["engine", "token_stats", "reference"]
+Need = Literal["engine", "writers", "token_stats", "likelihood", "answer_tokens", "reference"]
+Which = Literal["policy", "reference"]
+"""The policy that wrote the rollouts, or the frozen reference."""
 
 
 class RewardError(RuntimeError):
@@ -42,6 +45,65 @@ class TokenStats:
     """Largest minus second largest probability, in [0, 1] (CoT-decoding, arXiv 2402.10200, eq. 1)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a writer answered to one question, once."""
+
+    text: str
+    truncated: bool = False
+    """Cut off at `max_tokens`."""
+    tokens: int = 0
+    """Generated for it."""
+    failure: str | None = None
+    """Why there is no reply (a timeout, a refused connection); `text` is empty then."""
+    rollout: Rollout | None = None
+    """The reply with its tokens, where an engine of ours wrote it."""
+
+
+class Writer(Protocol):
+    """Answers questions in words: judgements, critiques, revisions."""
+
+    def ask(
+        self, questions: Sequence[Prompt], sampling: SamplingParams, *, seed: int, json_schema: Mapping[str, Any] | None
+    ) -> list[list[Reply] | None]:
+        """`sampling.n` replies to each question (one where the temperature is 0); None for a question that does not
+        fit the context.
+
+        Args:
+            json_schema: what each reply should look like. A writer that can constrain its output does; others ignore
+                it, so readers must check.
+
+        Raises:
+            RewardError: no question fits, or the writer is out of reach for good.
+            EngineError: the engine is dead.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Something besides the scores that a reward found worth learning from: one more scored group."""
+
+    kind: Literal["critique", "revision", "judgement"]
+    prompt: Prompt
+    """Without labels."""
+    rollouts: tuple[Rollout, ...]
+    """Answers to `prompt`, with `prompt_ids` as it is rendered."""
+    scores: tuple[Score, ...]
+    on_policy: bool
+    """Whether the policy sampled every rollout from exactly this prompt. Where it did not (a revision was written with
+    the critique in sight), the log-probabilities are not those of sampling it: such a group makes preference pairs and
+    SFT targets, and no policy gradient."""
+
+
+def _ignore_count(name: str, amount: float) -> None:
+    pass
+
+
+def _ignore_lesson(lesson: Lesson) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class RewardContext:
     """What a reward may use. The caller fills in only what the reward declares in `needs`; the rest is None."""
@@ -55,8 +117,23 @@ class RewardContext:
     """Derive every random choice from it."""
     engine: Engine | None = None
     """Serves the policy that wrote the rollouts: for judging and reflecting."""
-    token_stats: Callable[[Sequence[Rollout]], list[TokenStats]] | None = None
-    """Teacher-forced statistics under the policy that wrote the rollouts."""
+    writers: Callable[[FrozenWriterConfig | LocalWriterConfig], Writer] | None = None
+    """Models beside the engine: the frozen copy of the policy, and others on this machine."""
+    token_stats: Callable[[Sequence[Rollout], Which], list[TokenStats]] | None = None
+    """Teacher-forced statistics. Asked for twice, they are computed once."""
+    likelihood: Callable[[Sequence[Prompt], Sequence[str], Which], np.ndarray] | None = None
+    """(questions, continuations): log-probability (nats, temperature 1) of each continuation of each question; NaN for
+    a question that does not fit the model's context."""
+    answer_tokens: Callable[[Rollout], tuple[int, int] | None] | None = None
+    """First and one past the last completion token of the answer that `extract` finds; None where it has none."""
+    equivalent: Callable[[Sequence[str]], list[int]] | None = None
+    """A cluster number for each of some distinct answers to one prompt: equal numbers for answers that mean the same.
+    None: answers are the same where `extract` spells them alike."""
+    count: Callable[[str, float], None] = _ignore_count
+    """Adds to a named counter of this round of scoring: replies asked for, replies that could not be read, tokens
+    spent. They become metrics."""
+    teach: Callable[[Lesson], None] = _ignore_lesson
+    """Hands over something to learn from besides the scores."""
 
 
 class Reward(Protocol):

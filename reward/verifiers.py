@@ -2,8 +2,6 @@
 hold one."""
 
 import json
-import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +10,8 @@ from typing import Any, Protocol
 
 from reward.answers import answer_in_rollout, canonical_answer
 from reward.config import AnswerConfig, VerifierConfig
-from reward.math_process import shared_process
-from reward.numerals import bare_number, canonical_number, find_number, number_value
+from reward.expressions import same_expression, stated_number
+from reward.numerals import bare_number, canonical_number, number_value
 from reward.types import RewardError
 from rollouts.types import Prompt, Rollout
 
@@ -104,7 +102,7 @@ class NumericVerifier(AnswerVerifier):
 
     def _grade(self, answer: str, prompt: Prompt) -> Grade:
         reference = _reference(prompt, "numeric")
-        right, written = _number(reference), bare_number(answer)
+        right, written = stated_number(reference), bare_number(answer)
         given = None if written is None else canonical_number(written)
         if right is None:
             raise RewardError(
@@ -124,24 +122,15 @@ class NumericVerifier(AnswerVerifier):
 
 
 class MathVerifier(AnswerVerifier):
-    """math-verify's equality of expressions (LaTeX or plain).
-
-    math-verify evaluates what it reads, so that it takes "7 + 5" for 12. Where the reference is a plain
-    number, the answer must therefore be one as well (a fraction in lowest terms counts), alone or as the last part
-    of an equation that names no other candidates; expressions are compared with expressions.
-    """
+    """math-verify's equality of expressions (LaTeX or plain), for answers that are finished; see
+    `expressions.same_expression`."""
 
     def _grade(self, answer: str, prompt: Prompt) -> Grade:
         reference = _reference(prompt, "math")
-        evidence: dict[str, Any] = {"answer": answer, "reference": reference}
-        if _number(_unwrapped(reference)) is not None:
-            before, _, answer = answer.rpartition("=")
-            if _SEVERAL.search(_THOUSANDS.sub("", before)) or not _is_finished_number(answer):
-                return Grade(0.0, False, evidence | {"note": "not a finished number"})
-        verdict = shared_process().compare(reference, answer)
+        verdict = same_expression(reference, answer)
         if verdict.equal is None:
             raise RewardError(f"prompt {prompt.id!r}: math-verify cannot read the reference {reference!r}")
-        evidence |= {"parsed": verdict.parsed}
+        evidence: dict[str, Any] = {"answer": answer, "reference": reference, "parsed": verdict.parsed}
         if verdict.note:
             evidence["note"] = verdict.note
         return Grade(float(verdict.equal), verdict.equal, evidence)
@@ -203,7 +192,7 @@ class AutoVerifier(AnswerVerifier):
     def _grade(self, answer: str, prompt: Prompt) -> Grade:
         if "dataset" in prompt.grading:
             return self._gym.grade(answer, prompt)
-        if self.answer.kind not in ("text", "choice") and _number(_reference(prompt, "auto")) is not None:
+        if self.answer.kind not in ("text", "choice") and stated_number(_reference(prompt, "auto")) is not None:
             return self._numeric.grade(answer, prompt)
         return self._exact.grade(answer, prompt)
 
@@ -212,35 +201,6 @@ def _reference(prompt: Prompt, verifier: str) -> str:
     if prompt.reference is None:
         raise RewardError(f"prompt {prompt.id!r} has no reference answer; the {verifier} verifier needs one")
     return prompt.reference
-
-
-def _number(reference: str) -> str | None:
-    number = find_number(reference, any_unit=True)
-    return None if number is None else canonical_number(number)
-
-
-_WRAPPING = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}|\^\{?\\circ\}?|\\[,!; ]")
-_THOUSANDS = re.compile(r"(?<=[0-9])(?:,|\{,\})(?=[0-9]{3})")
-# Signs that a text offers several values.
-_SEVERAL = re.compile(r"[,;±]|\\[{}]|\\[pm]{2}\b|\\(?:lor|vee|cup|mid)\b|\b(?:or|and)\b")
-_SCIENTIFIC = re.compile(r"\$?[-−+]?[0-9]+(?:\.[0-9]+)?\s*(?:\\times|\\cdot|×)\s*10\^(?:\{[-−+]?[0-9]+\}|[0-9])\$?\.?")
-
-
-def _unwrapped(text: str) -> str:
-    """The text without LaTeX's dress around numbers: units in \\text{}, degrees, thin spaces."""
-    return _WRAPPING.sub(r"\1", text).replace("{,}", ",").strip()
-
-
-def _is_finished_number(answer: str) -> bool:
-    text = _unwrapped(answer)
-    written = find_number(text)
-    if written is None:
-        return _SCIENTIFIC.fullmatch(text) is not None
-    number = canonical_number(written)
-    if "/" not in number:
-        return True
-    over, under = (int(part) for part in number.split("/"))
-    return under > 1 and math.gcd(over, under) == 1
 
 
 def _default_score_answer() -> Any:

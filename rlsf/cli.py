@@ -95,6 +95,61 @@ def eval(
     evaluate_run(run_dir, _console(), split=split, samples=samples, adapter=adapter, limit=prompts, output=output)
 
 
+@app.command(context_settings=OVERRIDABLE)
+def score(
+    context: typer.Context,
+    file: Annotated[
+        Path, typer.Argument(help="JSONL file of prompts and completions, and references if any.", show_default=False)
+    ],
+    reward: Annotated[
+        Path, typer.Option(help="YAML file with a `reward`; the config of a run will do.", show_default=False)
+    ],
+    output: Annotated[Path | None, typer.Option(help="Write rows, rewards and evidence to this JSONL file.")] = None,
+    set_: Set = None,
+) -> None:
+    """Score completions from a file, without a run.
+
+    Example: rlsf score answers.jsonl --reward configs/smoke.yaml --output scored.jsonl
+    """
+    from rlsf.offline.config import load_score_config
+    from rlsf.offline.score import score_file
+
+    score_file(file, load_score_config(reward, [*(set_ or []), *context.args]), _console(), output=output)
+
+
+@app.command()
+def signals(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_FILE", help="Folder of a run, or a file as for score.", show_default=False)
+    ],
+    signals: Annotated[
+        Path | None, typer.Option(help="YAML file with `signals`, rewards by name; else all that generate nothing.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many groups (128 per task of a run).")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Of a run: last (the default), best, base, or a checkpoint's number.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Of a file: model, answers and wording, as for score.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for signals.json, signals.csv and signals.png.")] = None,
+) -> None:
+    """Measure what signals know of the truth, and what they cost.
+
+    Example: rlsf signals runs/smoke --output signals
+    """
+    from rlsf.offline.command import signals_of_file, signals_of_run
+    from rlsf.run_dir import RunDir
+
+    if source.is_dir():
+        if config is not None:
+            raise ConfigError("--config: a run brings its own; it is for files of completions")
+        directory = RunDir.open(source)
+        signals_of_run(directory, _console(), adapter=adapter or "last", signals=signals, limit=limit, output=output)
+        return
+    if adapter is not None:
+        raise ConfigError("--adapter: it is for runs; a file is scored with the model in --config as it stands")
+    signals_of_file(source, _console(), config=config, signals=signals, limit=limit, output=output)
+
+
 @config_app.command("check", context_settings=OVERRIDABLE)
 def config_check(
     context: typer.Context,
@@ -137,6 +192,31 @@ def replay_show(
 
     with _replay_store(directory) as store:
         print_group(store.find(id), _console())
+
+
+@replay_app.command("page")
+def replay_page(
+    directory: RunPath,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ID", help="Groups or rollouts, or how their ids begin; else the newest.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="HTML file to write; else evidence.html in the run's folder.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many groups.")] = 200,
+    iteration: Annotated[int | None, typer.Option(help="Only groups of this iteration.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only groups of this task.")] = None,
+) -> None:
+    """Write a page to open in a browser: prompts, answers, rewards, and why.
+
+    Example: rlsf replay page runs/smoke --limit 50
+    """
+    from rlsf.replay.page import Selection, make_page
+
+    make_page(directory, _console(), Selection(tuple(ids or ()), task, iteration, limit), output)
 
 
 @app.command()

@@ -76,9 +76,20 @@ class Display:
         finally:
             self._progress.update(self._bar, description=previous)
 
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """A phase that is one of the total."""
+        with self.phase(name):
+            yield
+        self.advance(1)
+
     def go_on_from(self, done: int) -> None:
         """A resumed run has `done` iterations behind it."""
         self._progress.update(self._bar, completed=done)
+
+    def advance(self, steps: int) -> None:
+        """So many more of the total are done."""
+        self._progress.update(self._bar, advance=steps)
 
     def say(self, text: str) -> None:
         """A line that stays."""

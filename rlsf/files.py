@@ -2,9 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from rlsf.errors import RunDirError
 
@@ -22,6 +23,11 @@ def clear_os_errors(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """As `write_parts`, of one part."""
+    write_parts(path, (text,))
+
+
+def write_parts(path: Path, parts: Iterable[str]) -> None:
     """Replace a file whole, folders above it included: a reader sees the old text or the new one, never half of it.
 
     Raises:
@@ -30,11 +36,34 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink()
+            raise
     temporary.replace(path)
     fsync(path.parent)
+
+
+@contextmanager
+def mendable_output(output: Path) -> Iterator[None]:
+    """What keeps a command's `--output` from being written, as a RunDirError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(f"--output: cannot write {output}: {error.strerror or error}") from error
+
+
+def check_output(output: Path) -> None:
+    """Raises RunDirError where the file cannot be written: to learn that after long work would be too late."""
+    if output.is_dir():
+        raise RunDirError(f"--output: {output} is a folder; name a file in it")
+    with mendable_output(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=output.parent, prefix=f".{output.name[:100]}."):
+            pass
 
 
 def remove(path: Path) -> None:

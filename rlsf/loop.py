@@ -4,9 +4,18 @@ This is the page to read first. `rlsf.run.Run` holds the parts that are used her
 """
 
 from rlsf.evaluation.report import show_preflight, summarize
+from rlsf.guarding import begin_guard, guard
 from rlsf.preflight import preflight, try_reward
 from rlsf.run import Run
-from rlsf.scoring import count_tokens, make_groups, policy_metrics, reward_metrics, score_rollouts
+from rlsf.scoring import (
+    count_tokens,
+    make_groups,
+    make_lessons,
+    policy_metrics,
+    reward_metrics,
+    score_rollouts,
+    vote_metrics,
+)
 from rlsf.stopping import should_stop
 
 
@@ -54,22 +63,26 @@ def prepare(run: Run) -> None:
 
 
 def iterate(run: Run) -> None:
-    """Generate, score, remember, learn, deliver, evaluate, checkpoint."""
+    """Generate, score, remember, learn, deliver, look out, evaluate, checkpoint."""
     iteration = run.state.iteration + 1
     task = run.stream.active(iteration)
     metrics: dict[str, float] = {}
+
+    with run.phase("guard"):
+        begin_guard(run, task)
 
     with run.phase("generate"):
         prompts = task.train_batch(iteration, run.config.loop.prompts)
         rollouts = run.engine.generate(prompts, run.sampling(task), seed=run.seed("generate", iteration))
 
     with run.phase("score"):
-        scores = score_rollouts(run, task, prompts, rollouts, iteration)
-        metrics |= reward_metrics(rollouts, scores)
+        scored = score_rollouts(run, task, prompts, rollouts, iteration)
+        metrics |= reward_metrics(rollouts, scored) | vote_metrics(run, task, rollouts)
 
     with run.phase("reference"):
-        fresh = make_groups(run, task, prompts, rollouts, scores, iteration)
-        metrics |= policy_metrics(run, task, fresh)
+        answers = make_groups(run, task, prompts, rollouts, scored, iteration)
+        metrics |= policy_metrics(run, task, answers)
+        fresh = [*answers, *make_lessons(run, task, scored, iteration)]
 
     with run.phase("remember"):
         run.replay.add(fresh, iteration=iteration)
@@ -89,11 +102,14 @@ def iterate(run: Run) -> None:
     with run.phase("sync"):
         metrics |= run.deliver()
 
+    with run.phase("guard"):
+        metrics |= guard(run, task, iteration, metrics)
+
     run.state.iteration = iteration
     with run.phase("evaluate"):
         if iteration % run.config.evaluation.every == 0 or iteration == run.stream.iterations:
             metrics |= run.validate(iteration)
-            if task is run.stream.tasks[-1] and iteration < run.stream.iterations:
+            if task is run.stream.tasks[-1] and iteration < run.stream.iterations and run.state.stop_reason is None:
                 run.state.stop_reason = should_stop(run.config.evaluation, run.state)
 
     run.record(iteration, task, fresh, metrics)

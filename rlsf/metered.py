@@ -27,6 +27,10 @@ class MeteredEngine:
     def description(self) -> str:
         return self._engine.description
 
+    @property
+    def constrains_output(self) -> bool:
+        return self._engine.constrains_output
+
     def __getattr__(self, name: str) -> Any:
         """What only some engines have: `dtype`, `fingerprint`."""
         return getattr(self._engine, name)

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -17,14 +18,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reward.types import TokenStats
+from reward.types import TokenStats, Which
 from rlsf import forward
 from rlsf.config.schema import LoraConfig, ModelConfig
 from rlsf.errors import ModelError
 from rlsf.files import fsync
 from rlsf.forward import Statistic, TokenPair
 from rlsf.models import load_base_model, load_tokenizer
-from rollouts.types import Rollout
+from rollouts.prompts import encode_prompt
+from rollouts.types import Prompt, Rollout
 
 POLICY = "default"
 """The adapter being trained. TRL looks for this name."""
@@ -140,11 +142,36 @@ class Policy:
         """Log-probability (nats) of each completion token given (prompt ids, completion ids); an engine must agree."""
         return [row["logprob"].tolist() for row in self._statistics(sequences, adapter, temperature, ())]
 
-    def token_stats(self, rollouts: Sequence[Rollout], *, temperature: float | None = None) -> list[TokenStats]:
-        """The policy's distribution at every completion token; `temperature` as in `logprobs`."""
+    def token_stats(
+        self, rollouts: Sequence[Rollout], *, adapter: str = POLICY, temperature: float | None = None
+    ) -> list[TokenStats]:
+        """The distribution at every completion token, without gradient; `temperature` as in `logprobs`."""
         temperature = sampling_temperature(rollouts) if temperature is None else temperature
-        rows = self._statistics(_sequences(rollouts), POLICY, temperature, ("entropy", "self_certainty", "top_gap"))
+        rows = self._statistics(_sequences(rollouts), adapter, temperature, ("entropy", "self_certainty", "top_gap"))
         return [TokenStats(**row) for row in rows]
+
+    def likelihood(
+        self, questions: Sequence[Prompt], continuations: Sequence[str], which: Which = "policy"
+    ) -> np.ndarray:
+        """Log-probability (nats, temperature 1) of each continuation of each question: (questions, continuations).
+
+        NaN for a question that does not fit the model's context. Until the reference is frozen, the policy stands
+        for it.
+
+        Raises:
+            ModelError: a continuation has no tokens.
+        """
+        endings = [tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in continuations]
+        if not all(endings):
+            raise ModelError(f"a continuation has no tokens: {list(continuations)}")
+        limit = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        encoded = [encode_prompt(self.tokenizer, question) for question in questions]
+        fitting = [index for index, ids in enumerate(encoded) if len(ids) + max(map(len, endings)) <= limit]
+        adapter = REFERENCE if which == "reference" and self.has_reference else POLICY
+        rows = self.score_tokens([(encoded[index], end) for index in fitting for end in endings], adapter=adapter)
+        table = np.full((len(questions), len(endings)), np.nan)
+        table[fitting] = np.array([sum(row) for row in rows]).reshape(len(fitting), len(endings))
+        return table
 
     @torch.no_grad()
     def _statistics(

@@ -3,15 +3,13 @@
 A group-relative update can only use what the signal knows *within* a group, so that is what decides the verdict.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
-from reward.types import Score
 from rlsf.errors import ConfigError
+from rlsf.evaluation.association import auroc, auroc_within_groups
 from rlsf.evaluation.evaluate import Outcome
 from rlsf.evaluation.statistics import pass_at_k, wilson
 from rlsf.scoring import score_rollouts
@@ -52,14 +50,15 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
     rollouts = run.engine.generate(canary, sampling, seed=run.seed("preflight", task.name))
     greedy = run.engine.generate(canary, replace(sampling, n=1, temperature=0.0), seed=run.seed("preflight", task.name))
     state = run.reward.state()
-    scores = score_rollouts(run, task, canary, rollouts, iteration=0)
+    scores = score_rollouts(run, task, canary, rollouts, iteration=0).scores
     run.reward.restore(state)  # measuring must not move running statistics
+    values = [[score.value for score in group] for group in scores]
     truth = [
         [grader.is_correct(rollout, prompt) for rollout in group]
         for prompt, group in zip(canary, rollouts, strict=True)
     ]
     outcomes = [
-        Outcome(prompt.id, tuple(map(grader.extract, group)), tuple(right), None, 0, 0)
+        Outcome(prompt.id, tuple(grader.answers(group)), tuple(right), None, 0, 0)
         for prompt, group, right in zip(canary, rollouts, truth, strict=True)
     ]
     n = sampling.n
@@ -74,37 +73,13 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
         ),
         f"pass@{n}": asdict(wilson([pass_at_k(n, sum(right), n) for right in truth])),
         "truncated": float(np.mean([rollout.truncated for group in rollouts for rollout in group])),
-        "auroc": auroc(truth, scores),
-        "auroc_within_groups": auroc_within_groups(truth, scores),
+        "auroc": auroc(truth, values),
+        "auroc_within_groups": auroc_within_groups(truth, values),
     }
     report["warnings"] = _warnings(report, n, config.min_auroc)
     if config.strict and report["warnings"]:
         raise ConfigError("preflight: " + "; ".join(report["warnings"]) + " (preflight.strict is set)")
     return report
-
-
-def auroc(truth: Sequence[Sequence[bool]], scores: Sequence[Sequence[Score]]) -> float | None:
-    """Probability that a right rollout scores above a wrong one, over all rollouts; None where one kind is missing."""
-    labels, values = [], []
-    for rights, group in zip(truth, scores, strict=True):
-        for right, score in zip(rights, group, strict=True):
-            if score.value is not None:
-                labels.append(right)
-                values.append(score.value)
-    return float(roc_auc_score(labels, values)) if len(set(labels)) == 2 else None
-
-
-def auroc_within_groups(truth: Sequence[Sequence[bool]], scores: Sequence[Sequence[Score]]) -> float | None:
-    """The same over pairs from one group: all that an update that compares within groups can use. Ties count half."""
-    wins = total = 0.0
-    for rights, group in zip(truth, scores, strict=True):
-        scored = [(s.value, right) for s, right in zip(group, rights, strict=True) if s.value is not None]
-        good = np.array([value for value, right in scored if right])
-        bad = np.array([value for value, right in scored if not right])
-        difference = good[:, None] - bad[None, :] if good.size and bad.size else np.empty((0, 0))
-        wins += float((difference > 0).sum() + 0.5 * (difference == 0).sum())
-        total += difference.size
-    return wins / total if total else None
 
 
 def _warnings(report: dict[str, Any], n: int, min_auroc: float) -> list[str]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.statistics import Estimate, wilson
 from rlsf.experience import Group
 from rlsf.files import clear_os_errors, remove
+from rlsf.guard import Guard, GuardState
 from rlsf.metered import MeteredEngine
 from rlsf.models import resolve_model
 from rlsf.policy import Policy
@@ -28,6 +29,7 @@ from rlsf.quiet import quiet_progress_bars
 from rlsf.replay import ReplayStore
 from rlsf.run_dir import RunDir, iteration_of, read_jsonl
 from rlsf.samples import sample_rows
+from rlsf.scorer import Scorer
 from rlsf.seeds import derive_seed
 from rlsf.state import LoopState
 from rlsf.stopping import note_validation
@@ -56,6 +58,7 @@ class Run:
         self._iteration_seconds: dict[str, float] = {}
         self._phase = ""
         self.state = self._saved_state()
+        self.guard = Guard(config.guard, GuardState.from_json(self.state.guard))
         display.go_on_from(self.state.iteration)
         quiet_progress_bars()
         with ExitStack() as parts:
@@ -112,6 +115,8 @@ class Run:
         )
         parts.callback(engine.close)
         self.engine = MeteredEngine(engine, self._count_tokens)
+        self.scorer = Scorer(self.reward, self.graders, self.policy, self.engine)
+        parts.callback(self.scorer.close)
         for task in self.stream.tasks:  # a prompt that is too long should not wait for the iteration that draws it
             prompts = [*task.train, *task.validation, *task.test]
             encode_prompts(self.policy.tokenizer, prompts, self.sampling(task), self.engine.max_model_len)
@@ -275,10 +280,26 @@ class Run:
 
     def select_final_adapter(self) -> None:
         """Serve the adapter that the final table is about."""
-        best = self.state.best_iteration
-        if self.config.evaluation.select == "best" and best is not None and best != self.state.iteration:
-            self.policy.load_adapter(self.directory.best_adapter(best))
+        folder = self._selected_adapter()
+        if folder is not None:
+            self.policy.load_adapter(folder)
             self.deliver()
+
+    def _selected_adapter(self) -> Path | None:
+        """None for the one that is served."""
+        match self.config.evaluation.select:
+            case "best" if self.state.best_iteration not in (None, self.state.iteration):
+                return self.directory.best_adapter(self.state.best_iteration)
+            case "canary" if self.guard.state.best_iteration not in (None, self.state.iteration):
+                return self.directory.guard_adapter(self.guard.state.best_iteration)
+        return None
+
+    @property
+    def adapter_iteration(self) -> int:
+        """In which the adapter of the final table was trained."""
+        chosen = {"best": self.state.best_iteration, "canary": self.guard.state.best_iteration}
+        found = chosen.get(self.config.evaluation.select)
+        return self.state.iteration if found is None else found
 
     # -- records -------------------------------------------------------------------------------------------------------
 
@@ -334,11 +355,13 @@ class Run:
         iteration = self.state.iteration
         self.state.reward = self.reward.state()
         self.state.delivery = self.delivery.state()
+        self.state.guard = asdict(self.guard.state)
         self.directory.write_checkpoint(iteration, self._write_checkpoint)
         kept = self.directory.prune_checkpoints(self.config.loop.keep_checkpoints)
         self.replay.prune_journal(iteration_of(kept[0]))
-        best = [self.directory.read_json(folder / "state.json")["best_iteration"] for folder in kept]
-        self.directory.prune_best({number for number in best if number is not None})
+        states = [self.directory.read_json(folder / "state.json") for folder in kept]
+        self.directory.prune_best({state["best_iteration"] for state in states} - {None})
+        self.directory.prune_guarded({state["guard"].get("best_iteration") for state in states} - {None})
 
     def _write_checkpoint(self, folder: Path) -> None:
         self.policy.save(folder / "policy")

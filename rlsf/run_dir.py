@@ -6,7 +6,7 @@ timings.jsonl        one line per iteration: seconds and tokens per second, neve
 summary.json         what a script reads         samples/        rollouts with scores and evidence
 evaluations/         outcome of every held-out prompt
 replay/              the store                   checkpoints/iter_000012/    latest -> the newest one's name
-outbox/              the adapter on its way to the engine
+outbox/              the adapter on its way to the engine          evidence.html  what `rlsf replay page` made
 """
 
 import json
@@ -26,6 +26,7 @@ from rlsf.files import clear_os_errors, fsync, remove, write_text
 OWN = {
     "config.yaml", "versions.json", "metrics.jsonl", "timings.jsonl", "summary.json", "samples",
     "evaluations", "replay", "checkpoints", "failures", "outbox", "latest", "tensorboard", "wandb", ".lock",
+    "evidence.html",
 }  # fmt: skip
 """What rlsf itself puts into the folder of a run."""
 
@@ -50,6 +51,9 @@ class RunDir:
         self.replay = path / "replay"
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best"
+        self.guarded = self.checkpoints / "guarded"
+        self.guard = path / "guard.jsonl"
+        self.targets = path / "targets.jsonl"
         self.failures = path / "failures"
         self.outbox = path / "outbox"
         self.previous = path.parent / f".{path.name}.previous"
@@ -208,7 +212,7 @@ class RunDir:
 
     def drop_after(self, iteration: int) -> None:
         """Forget what was written by iterations later than `iteration`: they will be run again."""
-        for path in (self.metrics, self.timings):
+        for path in (self.metrics, self.timings, self.guard, self.targets):
             if path.exists():
                 rows = [row for row in read_jsonl(path) if row.get("iteration", 0) <= iteration]
                 self.write_text(path, "".join(map(_line, rows)))
@@ -218,7 +222,7 @@ class RunDir:
                     remove(path)
         for path in self.checkpoints.glob(".iter_*/"):  # one that was being written
             remove(path)
-        for path in (*iterations_in(self.checkpoints), *iterations_in(self.best)):
+        for path in (*iterations_in(self.checkpoints), *iterations_in(self.best), *iterations_in(self.guarded)):
             if iteration_of(path) > iteration:
                 remove(path)
 
@@ -274,9 +278,19 @@ class RunDir:
     def best_adapter(self, iteration: int) -> Path:
         return self.best / f"iter_{iteration:06d}"
 
+    def guard_adapter(self, iteration: int) -> Path:
+        return self.guarded / f"iter_{iteration:06d}"
+
     def prune_best(self, iterations: set[int]) -> None:
         """Keep only the best adapters as of these iterations."""
-        for path in iterations_in(self.best):
+        self._prune(self.best, iterations)
+
+    def prune_guarded(self, iterations: set[int]) -> None:
+        """Keep only the adapters of these iterations for the guard to go back to."""
+        self._prune(self.guarded, iterations)
+
+    def _prune(self, folder: Path, iterations: set[int]) -> None:
+        for path in iterations_in(folder):
             if iteration_of(path) not in iterations:
                 remove(path)
 

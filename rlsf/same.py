@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from reward.config import FunctionConfig, RewardConfig, single_rewards
+from reward.config import FunctionConfig, RewardConfig, all_rewards
 from rlsf.config.schema import RunConfig
 from rlsf.errors import RunDirError
 from rlsf.run_dir import RunDir
 from rlsf.tasks import Stream
 
 CHANGEABLE = (
-    *("name", "output_dir", "engine", "delivery", "evaluation", "preflight", "tracking"),
+    *("name", "output_dir", "engine", "delivery", "evaluation", "preflight", "guard", "tracking"),
     *("loop.checkpoint_every", "loop.keep_checkpoints", "algorithm.learning_rate", "algorithm.value_learning_rate"),
 )
 """Keys that a resumed run may have other values of; before its first checkpoint also those of the warm start."""
@@ -67,7 +67,7 @@ def check_same_data(directory: RunDir, stream: Stream) -> None:
 
 def reward_digests(reward: RewardConfig) -> dict[str, str]:
     """SHA-256 (hex) of the file of every reward function, by the path that names the function."""
-    paths = [part.path for _, part in single_rewards(reward) if isinstance(part, FunctionConfig)]
+    paths = [part.path for _, part in all_rewards(reward) if isinstance(part, FunctionConfig)]
     files = {path: _source_file(path.rpartition(":")[0]) for path in paths}
     return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in files.items() if file is not None}
 

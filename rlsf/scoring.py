@@ -1,12 +1,14 @@
-"""From rollouts to scored groups: hands each reward what it declares, and nothing more."""
+"""From rollouts to scored groups, and the metrics of both."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reward.types import RewardContext, Score
+from reward.rewards.majority import count_votes
 from rlsf.experience import Experience, Group
+from rlsf.lessons import lesson_groups, write_targets
+from rlsf.scorer import Scored
 from rollouts.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -14,28 +16,18 @@ if TYPE_CHECKING:
     from rlsf.tasks import Task
 
 
-def reward_context(run: "Run", task: "Task", prompts: Sequence[Prompt], iteration: int) -> RewardContext:
-    """Labels, engine and token statistics only for a reward that declares them."""
-    needs = run.reward.needs
-    visible = prompts if "reference" in needs else [prompt.without_labels() for prompt in prompts]
-    temperature = run.sampling(task).temperature
-    return RewardContext(
-        prompts={prompt.id: prompt for prompt in visible},
-        extract=run.graders[task.name].extract,
-        iteration=iteration,
-        seed=run.seed("reward", iteration, task.name),
-        engine=run.engine if "engine" in needs else None,
-        token_stats=(lambda rollouts: run.policy.token_stats(rollouts, temperature=temperature))
-        if "token_stats" in needs
-        else None,
-    )
-
-
 def score_rollouts(
     run: "Run", task: "Task", prompts: Sequence[Prompt], rollouts: list[list[Rollout]], iteration: int
-) -> list[list[Score]]:
+) -> Scored:
     """Raises RewardError, from the reward."""
-    return run.reward.score(rollouts, reward_context(run, task, prompts, iteration))
+    return run.scorer.score(
+        prompts,
+        rollouts,
+        task=task.name,
+        temperature=run.sampling(task).temperature,
+        iteration=iteration,
+        seed=run.seed("reward", iteration, task.name),
+    )
 
 
 MONITORED = 64
@@ -47,7 +39,7 @@ def make_groups(
     task: "Task",
     prompts: Sequence[Prompt],
     rollouts: list[list[Rollout]],
-    scores: list[list[Score]],
+    scored: Scored,
     iteration: int,
 ) -> list[Group]:
     """Experiences as they are kept: prompts without labels (a verifier's evidence names the reference it compared
@@ -55,8 +47,8 @@ def make_groups(
     flat = [rollout for group in rollouts for rollout in group]
     references: list[tuple[float, ...] | None] = [None] * len(flat)
     if run.algorithm.needs_reference:
-        values = run.policy.logprobs(flat, adapter="reference", temperature=run.sampling(task).temperature)
-        references = [tuple(row) for row in values]
+        assert scored.tokens is not None
+        references = [tuple(map(float, row)) for row in scored.tokens.reference_logprobs(flat)]
     remaining = iter(references)
     return [
         Group(
@@ -67,8 +59,24 @@ def make_groups(
                 for rollout, score in zip(group, group_scores, strict=True)
             ),
         )
-        for prompt, group, group_scores in zip(prompts, rollouts, scores, strict=True)
+        for prompt, group, group_scores in zip(prompts, rollouts, scored.scores, strict=True)
     ]
+
+
+def make_lessons(run: "Run", task: "Task", scored: Scored, iteration: int) -> list[Group]:
+    """What the reward found worth learning besides the scores, as further groups; answers to imitate go to a file."""
+    if not scored.lessons:
+        return []
+    write_targets(run.directory.targets, scored.lessons, iteration=iteration)
+    return lesson_groups(
+        scored.lessons,
+        run.policy,
+        task=task.name,
+        iteration=iteration,
+        temperature=run.sampling(task).temperature,
+        pairs=run.config.algorithm.kind == "dpo",
+        reference=run.algorithm.needs_reference,
+    )
 
 
 def policy_metrics(run: "Run", task: "Task", groups: Sequence[Group]) -> dict[str, float]:
@@ -100,25 +108,51 @@ def count_tokens(rollouts: Sequence[Sequence[Rollout]]) -> int:
     return sum(len(rollout.completion_ids) for group in rollouts for rollout in group)
 
 
-def reward_metrics(rollouts: list[list[Rollout]], scores: list[list[Score]]) -> dict[str, float]:
-    """Mean and spread of the reward and its components, and what hacking it would show in: length and truncation."""
+def reward_metrics(rollouts: list[list[Rollout]], scored: Scored) -> dict[str, float]:
+    """Mean and spread of the reward and its components, what it counted, and what hacking it would show in: length and
+    truncation."""
     flat_rollouts = [rollout for group in rollouts for rollout in group]
-    flat_scores = [score for group in scores for score in group]
+    flat_scores = [score for group in scored.scores for score in group]
     lengths = np.array([len(rollout.completion_ids) for rollout in flat_rollouts], dtype=float)
     metrics = {
         "rollout/tokens": float(lengths.mean()),
         "rollout/truncated": float(np.mean([rollout.truncated for rollout in flat_rollouts])),
         "reward/no_opinion": float(np.mean([score.value is None for score in flat_scores])),
     }
-    scored = [
+    known = [
         (score.value, length) for score, length in zip(flat_scores, lengths, strict=True) if score.value is not None
     ]
-    if scored:
-        values, kept = np.array(scored).T
+    if known:
+        values, kept = np.array(known).T
         metrics |= {"reward/mean": float(values.mean()), "reward/std": float(values.std())}
         if values.std() > 0 and kept.std() > 0:
             metrics["reward/length_correlation"] = float(np.corrcoef(values, kept)[0, 1])
     for name in sorted({name for score in flat_scores for name in score.components}):
         parts = [score.components[name] for score in flat_scores if name in score.components]
         metrics[f"reward/component/{name}"] = float(np.mean(parts))
+    return metrics | count_metrics(scored.counts)
+
+
+def vote_metrics(run: "Run", task: "Task", rollouts: list[list[Rollout]]) -> dict[str, float]:
+    """How the groups agree, whatever the reward: mean share of the winning answer, share of rollouts without an answer,
+    and different winning answers per group (near 0 where every prompt gets the same answer)."""
+    votes = [count_votes(answers) for answers in map(run.graders[task.name].answers, rollouts)]
+    winners = {vote.winners for vote in votes if vote.winners}
+    answered = sum(sum(vote.counts.values()) for vote in votes)
+    return {
+        "rollout/vote_share": float(np.mean([vote.share for vote in votes])),
+        "rollout/unanswered": 1 - answered / sum(map(len, rollouts)),
+        "rollout/distinct_winners": len(winners) / len(votes),
+    }
+
+
+def count_metrics(counts: Mapping[str, float]) -> dict[str, float]:
+    """What the reward counted, and of the replies it asked for the shares that could not be read or never came."""
+    metrics = {f"reward/count/{name}": float(amount) for name, amount in counts.items()}
+    for name, asked in counts.items():
+        prefix, _, counter = name.rpartition("/")
+        if counter == "asked" and asked > 0:
+            start = f"{prefix}/" if prefix else ""
+            for outcome in ("unreadable", "failed"):
+                metrics[f"reward/{outcome}/{prefix}".rstrip("/")] = counts.get(start + outcome, 0.0) / asked
     return metrics

@@ -34,6 +34,8 @@ class LoopState:
     """Running statistics of the reward."""
     delivery: dict[str, Any] = field(default_factory=dict)
     """What the last delivery check saw."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What the guard remembers."""
     tracking: dict[str, Any] = field(default_factory=dict)
     """Ids with which the trackers continue the same run."""
 

@@ -1,6 +1,7 @@
 """Batched sampling and teacher forcing with a Hugging Face model: tensors in, tensors out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -146,6 +147,41 @@ def sample(
         _cut(row_ids, row_logprobs, end, end_ids)
         for row_ids, row_logprobs, end in zip(completions.tolist(), logprobs.tolist(), stopper.ends, strict=True)
     ]
+
+
+def sample_groups(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    end_ids: Sequence[int],
+    *,
+    seed: int,
+    max_batch: int,
+) -> list[list[Completion]]:
+    """`sampling.n` completions of each prompt, at most `max_batch` at once; all draws come from `seed`."""
+    # Prompts of like length share a batch: less padding.
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    rows = [index for index in order for _ in range(sampling.n)]
+    groups: list[list[Completion]] = [[] for _ in prompts]
+    with own_randomness(model.device):
+        torch.manual_seed(seed)
+        for start in range(0, len(rows), max_batch):
+            chunk = rows[start : start + max_batch]
+            distinct = list(dict.fromkeys(chunk))
+            copies = [distinct.index(row) for row in chunk]
+            completions = sample(model, tokenizer, [prompts[index] for index in distinct], copies, sampling, end_ids)
+            for index, completion in zip(chunk, completions, strict=True):
+                groups[index].append(completion)
+    return groups
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn or seeded inside leaves the caller's generators as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
 
 
 def _unshaped(sampling: SamplingParams) -> dict[str, float]:

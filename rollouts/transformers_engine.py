@@ -1,8 +1,7 @@
 """Rollouts with Hugging Face `generate`: needs nothing else installed, and is bit-reproducible on a CPU."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rollouts import decoding
 from rollouts.adapter import LoraAdapter, check_fit, linear_shapes, merge, pair_up, read_adapter
-from rollouts.base import Completion, Lifeline, assemble
+from rollouts.base import Lifeline, assemble
 from rollouts.config import TransformersEngineConfig
 from rollouts.prompts import encode_prompts, end_token_ids
 from rollouts.types import EngineError, Prompt, Rollout, SamplingParams
@@ -45,7 +44,7 @@ class TransformersEngine:
         self._config = config
         self._device = torch.device(device)
         self._dtype = str(dtype).removeprefix("torch.")
-        with _own_randomness(self._device):
+        with decoding.own_randomness(self._device):
             loaded = _load(model, dtype)
         self._model: Any = loaded.to(self._device, dtype).eval().requires_grad_(False)
         if tokenizer is None:
@@ -90,34 +89,31 @@ class TransformersEngine:
     def description(self) -> str:
         return f"transformers, sync {self.sync_mode}, {self._device}, {self.dtype}"
 
+    @property
+    def constrains_output(self) -> bool:
+        """False: a JSON schema is ignored."""
+        return False
+
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams, *, seed: int) -> list[list[Rollout]]:
         """See `rollouts.Engine`. The caller's random state is left as it was.
 
         Raises:
             EngineError: a prompt does not fit, or the engine is dead.
         """
-        with self._lifeline("generating"), _own_randomness(self._device):
+        with self._lifeline("generating"):
             encoded = encode_prompts(self._tokenizer, prompts, sampling, self._max_model_len)
-            torch.manual_seed(seed)
-            # Prompts of like length share a batch: less padding.
-            order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-            rows = [index for index in order for _ in range(sampling.n)]
-            groups: list[list[Completion]] = [[] for _ in prompts]
-            for start in range(0, len(rows), self._config.max_batch):
-                chunk = rows[start : start + self._config.max_batch]
-                for index, completion in zip(chunk, self._sample(encoded, chunk, sampling), strict=True):
-                    groups[index].append(completion)
+            groups = decoding.sample_groups(
+                self._model,
+                self._tokenizer,
+                encoded,
+                sampling,
+                self._end_ids,
+                seed=seed,
+                max_batch=self._config.max_batch,
+            )
             return assemble(
                 self._tokenizer, prompts, encoded, groups, sampling=sampling, version=self._version, seed=seed
             )
-
-    def _sample(
-        self, encoded: Sequence[tuple[int, ...]], rows: Sequence[int], sampling: SamplingParams
-    ) -> list[Completion]:
-        distinct = list(dict.fromkeys(rows))
-        copies = [distinct.index(row) for row in rows]
-        prompts = [encoded[index] for index in distinct]
-        return decoding.sample(self._model, self._tokenizer, prompts, copies, sampling, self._end_ids)
 
     def score_tokens(
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], *, temperature: float = 1.0
@@ -178,7 +174,7 @@ class TransformersEngine:
         from peft import PeftModel, get_peft_model_state_dict
 
         name = f"v{version}"
-        with _own_randomness(self._device):  # PEFT draws initial values before it loads the saved ones
+        with decoding.own_randomness(self._device):  # PEFT draws initial values before it loads the saved ones
             if not hasattr(self._model, "peft_config"):
                 self._model = PeftModel.from_pretrained(self._model, str(adapter_dir), adapter_name=name)
             else:
@@ -216,11 +212,3 @@ def _context(model_config: Any, wanted: int | None) -> int:
     if length is None:
         raise EngineError("the model does not say how long its context is; set engine.max_model_len")
     return int(length)
-
-
-@contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn or seeded inside leaves the caller's generators as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield

@@ -83,11 +83,14 @@ class SamplingParams:
     """Completions per prompt."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they stay in its text and tokens."""
+    json_schema: str | None = None
+    """JSON text of a schema that completions must keep to. Only engines that say `constrains_output` hold them to it.
+    What was sampled so is never trained on: its log-probabilities are not those of the model."""
 
     @property
     def is_untruncated(self) -> bool:
         """Whether behaviour log-probabilities are those of the full softmax at this temperature."""
-        return self.temperature > 0 and self.top_p == 1.0 and self.top_k == 0
+        return self.temperature > 0 and self.top_p == 1.0 and self.top_k == 0 and self.json_schema is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,11 @@ class Engine(Protocol):
     @property
     def description(self) -> str:
         """One line for people: engine, sync mode, device."""
+        ...
+
+    @property
+    def constrains_output(self) -> bool:
+        """Whether completions keep to `SamplingParams.json_schema`; otherwise it is ignored."""
         ...
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams, *, seed: int) -> list[list[Rollout]]:

@@ -97,6 +97,8 @@ class VllmEngine:
                     enable_prefix_caching=True,
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
+                    # JSON without white space: small models fill a reply with it
+                    structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
                     seed=0,
                     **options,
                 )
@@ -134,6 +136,10 @@ class VllmEngine:
     def description(self) -> str:
         device = "cpu" if on_cpu() else torch.cuda.get_device_name()
         return f"vllm {self._vllm.__version__}, sync {self._mode}, {device}, {self.dtype}"
+
+    @property
+    def constrains_output(self) -> bool:
+        return True
 
     def _served(self) -> Served:
         with self._lifeline("asking for its version"):
@@ -229,7 +235,9 @@ class VllmEngine:
 
     def _sampling_params(self, sampling: SamplingParams) -> Any:
         from vllm.exceptions import VLLMError
+        from vllm.sampling_params import StructuredOutputsParams
 
+        schema = sampling.json_schema
         try:
             return self._vllm.SamplingParams(
                 n=sampling.n if sampling.temperature > 0 else 1,  # vLLM refuses to decode greedily twice
@@ -242,6 +250,7 @@ class VllmEngine:
                 stop_token_ids=list(self._end_ids),
                 logprobs=0,  # of the sampled token alone
                 detokenize=bool(sampling.stop),
+                structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
             )
         except (ValueError, VLLMError) as error:
             raise EngineError(f"vLLM refuses the sampling parameters: {error}") from error

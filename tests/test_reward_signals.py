@@ -1,10 +1,9 @@
-"""Majority, self-certainty and length, against worked examples and an independent computation."""
+"""Majority, semantic entropy and length, against worked examples and an independent computation."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,12 +11,13 @@ from hypothesis import strategies as st
 from reward.config import (
     LengthPenaltyConfig,
     MajorityConfig,
+    SemanticEntropyConfig,
 )
 from reward.rewards.length_penalty import LengthPenaltyReward
 from reward.rewards.majority import MajorityReward, count_votes
-from reward.rewards.self_certainty import SelfCertaintyReward
-from reward.types import RewardError, Score, TokenStats
-from tests.reward_fakes import context, group, prompt, rollout, stats_of, values
+from reward.rewards.semantic_entropy import SemanticEntropyReward, semantic_entropy
+from reward.types import Score
+from tests.reward_fakes import context, group, prompt, rollout
 
 WORKED = ("42", "42", "7", "42", "", "7", "42", "9")
 ANSWERS = st.lists(st.sampled_from(["1", "2", "3", "", "none"]), min_size=1, max_size=12)
@@ -90,33 +90,45 @@ def test_rewards_of_the_winners_add_up_to_the_winning_votes(texts: list[str]) ->
     assert total == pytest.approx(max(vote.counts.values(), default=0))
 
 
-def test_self_certainty_is_the_mean_over_tokens() -> None:
-    table = {"ab": stats_of([[0.7, 0.1, 0.1, 0.1], [0.25] * 4]), "a": stats_of([[0.7, 0.1, 0.1, 0.1]])}
-    ctx = context(prompt(), token_stats=lambda rollouts: [table[r.text] for r in rollouts])
-    scores = SelfCertaintyReward().score([group("ab", "a")], ctx)[0]
-    assert scores[1].value == pytest.approx(0.42981, abs=1e-5)
-    assert scores[0].value == pytest.approx(0.42981 / 2, abs=1e-5)
-    assert scores[0].evidence["least_certain_token"] == 1
+def entropy(texts: Sequence[str], **settings: Any) -> list[Score]:
+    return SemanticEntropyReward(SemanticEntropyConfig(**settings)).score([group(*texts)], context(prompt()))[0]
 
 
-def test_self_certainty_has_no_opinion_on_an_empty_completion() -> None:
-    empty = TokenStats(*[np.zeros(0)] * 4)
-    ctx = context(prompt(), token_stats=lambda rollouts: [empty for _ in rollouts])
-    assert values(SelfCertaintyReward().score([group("")], ctx)) == [[None]]
+def test_semantic_entropy_worked_example() -> None:
+    assert semantic_entropy(["0", "1", "2", "1"]) == pytest.approx(1.03972, abs=1e-5)
+    assert semantic_entropy([]) == 0
+    assert semantic_entropy(["7"] * 5) == 0
+    assert semantic_entropy([None, None]) == pytest.approx(math.log(2))  # two that agree with nobody
 
 
-def test_self_certainty_refuses_statistics_that_do_not_fit() -> None:
-    one = stats_of([[0.7, 0.1, 0.1, 0.1]])
-    with pytest.raises(RewardError, match="p-1"):
-        SelfCertaintyReward().score([group("a", "ab")], context(prompt(), token_stats=lambda rs: [one for _ in rs]))
-    with pytest.raises(RewardError, match="2 rollouts"):
-        SelfCertaintyReward().score([group("a", "b")], context(prompt(), token_stats=lambda rs: [one]))
+def test_semantic_entropy_pays_the_log_of_the_share_or_the_share() -> None:
+    texts = ["10", "11", "12", "11.0"]
+    assert [s.value for s in entropy(texts)] == pytest.approx([math.log(x) for x in (0.25, 0.5, 0.25, 0.5)])
+    assert [s.value for s in entropy(texts, pay="share")] == [0.25, 0.5, 0.25, 0.5]
+    assert entropy(texts)[0].evidence["entropy"] == pytest.approx(1.03972, abs=1e-5)
 
 
-def test_self_certainty_that_is_not_finite_is_an_error_naming_the_rollout() -> None:
-    bad = TokenStats(*[np.array([math.nan])] * 4)
-    with pytest.raises(RewardError, match=r"self_certainty.*'p-0'.*nan"):
-        SelfCertaintyReward().score([group("a")], context(prompt(), token_stats=lambda rs: [bad]))
+def test_without_an_answer_semantic_entropy_pays_what_agreeing_with_nobody_pays() -> None:
+    assert [s.value for s in entropy(["7", "7", "", "8"])] == pytest.approx(
+        [math.log(x) for x in (0.5, 0.5, 0.25, 0.25)]
+    )
+    assert [s.value for s in entropy(["7", "7", "", "8"], pay="share")] == [0.5, 0.5, 0, 0.25]
+    assert [s.value for s in entropy(["", "hm"])] == [None, None]
+
+
+def test_semantic_entropy_leaves_out_groups_outside_its_bounds() -> None:
+    sure, split = ["7", "7", "7", "7"], ["1", "2", "3", "4"]
+    assert {s.value for s in entropy(sure, min_entropy=0.1)} == {None}
+    assert {s.value for s in entropy(split, max_entropy=1.3)} == {None}
+    assert None not in {s.value for s in entropy(["7", "7", "8", "8"], min_entropy=0.1, max_entropy=1.3)}
+
+
+@given(ANSWERS)
+def test_the_mean_of_log_shares_is_minus_the_entropy(texts: list[str]) -> None:
+    scores = entropy(texts)
+    if scores[0].value is not None:
+        mean = math.fsum(s.value for s in scores if s.value is not None) / len(scores)
+        assert mean == pytest.approx(-semantic_entropy([t if t.isdigit() else None for t in texts]), abs=1e-12)
 
 
 def test_length_penalty_falls_linearly_between_its_bounds() -> None:

@@ -273,6 +273,20 @@ def test_completions_end_with_the_end_token_or_a_stop_string(engine):
     assert all(len(r.logprobs) == len(r.completion_ids) for r in rollouts)
 
 
+def test_completions_keep_to_a_json_schema(engine):
+    number = {"type": "number", "minimum": 1, "maximum": 5}
+    schema = {"type": "object", "properties": {"grade": number}, "required": ["grade"], "additionalProperties": False}
+    constrained = SamplingParams(max_tokens=16, n=3, json_schema=json.dumps(schema))
+    assert engine.constrains_output
+    rollouts = _flat(engine.generate(PROMPTS, constrained, seed=4))
+    whole = [json.loads(r.text) for r in rollouts if not r.truncated]  # a number may have digits without end
+    assert len(whole) > 6
+    assert all(list(reply) == ["grade"] and 1 <= reply["grade"] <= 5 for reply in whole)
+    assert all(rollout.text.startswith('{"grade":') for rollout in rollouts)
+    assert not constrained.is_untruncated
+    assert not any(r.text.startswith("{") for r in _flat(engine.generate(PROMPTS, BATCH, seed=4)))
+
+
 def test_greedy_takes_the_likeliest_token(engine, trainer, adapters):
     trainer.load(adapters[1])
     engine.sync(adapters[1], 20)

@@ -1,16 +1,16 @@
-"""The policy grades its own answers (Self-Rewarding Language Models, arXiv 2401.10020)."""
+"""A model grades each answer against a rubric (Self-Rewarding Language Models, arXiv 2401.10020)."""
 
 import re
-from dataclasses import replace
+from typing import Any
 
-import numpy as np
-
+from reward.asking import Asked, ask, clip, find_json_object, needs_of
 from reward.base import BaseReward, Groups, prompt_of
 from reward.config import JudgeConfig
-from reward.types import Need, RewardContext, RewardError, Score
-from rollouts.types import Engine, Message, Prompt, PromptTooLongError, Rollout, SamplingParams
+from reward.templates import fill, question_about
+from reward.types import Reply, RewardContext, Score
+from rollouts.types import Prompt, Rollout
 
-TOO_LONG = Score(None, {}, {"note": "no judgement: with this answer the question does not fit the engine's context"})
+TOO_LONG = Score(None, {}, {"note": "no judgement: with this answer the question does not fit the model's context"})
 
 _NUMBER = re.compile(r"(?<![\w.,/-])-?[0-9]+(?:\.[0-9]+)?(?![\w/]|[.,][0-9])")
 
@@ -24,10 +24,10 @@ class JudgeReward(BaseReward):
     """
 
     name = "judge"
-    needs: frozenset[Need] = frozenset({"engine"})
 
     def __init__(self, config: JudgeConfig | None = None) -> None:
         self._config = config or JudgeConfig()
+        self.needs = needs_of(self._config.by)
 
     def _score(self, groups: Groups, context: RewardContext) -> list[list[Score]]:
         answered = {rollout.id for group in groups for rollout in group if context.extract(rollout) is not None}
@@ -45,58 +45,35 @@ class JudgeReward(BaseReward):
     def _judge(self, rollouts: list[Rollout], context: RewardContext) -> list[Score]:
         if not rollouts:
             return []
-        assert context.engine is not None
         config = self._config
-        sampling = SamplingParams(
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-            n=config.samples if config.temperature > 0 else 1,
-        )
         questions = [self._question(rollout, prompt_of(rollout, context)) for rollout in rollouts]
-        seed = int(np.random.default_rng([context.seed, context.iteration]).integers(2**31))
-        replies = _ask(context.engine, questions, sampling, seed)
-        return [TOO_LONG if group is None else self._grade(group) for group in replies]
+        schema = grade_schema(config.low, config.high)
+        asked = ask(self.name, config, questions, self._read, context, json_schema=schema)
+        return [TOO_LONG if case is None else self._grade(case) for case in asked]
 
     def _question(self, rollout: Rollout, prompt: Prompt) -> Prompt:
-        words = {"question": prompt.text, "answer": rollout.text.strip()}
-        # One pass, so that braces in a question or an answer stay what they are.
-        text = re.sub(r"\{(question|answer)\}", lambda match: words[match[1]], self._config.template)
-        chat = not isinstance(prompt.content, str)
-        content: str | tuple[Message, ...] = (Message(role="user", content=text),) if chat else text
-        return replace(prompt.without_labels(), id=f"{rollout.id}/judge", content=content)
+        text = fill(self._config.template, question=prompt.text, answer=rollout.text.strip())
+        return question_about(prompt, f"{rollout.id}/judge", text)
 
-    def _grade(self, replies: list[Rollout]) -> Score:
+    def _read(self, reply: Reply) -> float | None:
         low, high = self._config.low, self._config.high
-        grades = [parse_grade(reply.text, low, high, truncated=reply.truncated) for reply in replies]
-        readable = [grade for grade in grades if grade is not None]
+        if self._config.reply == "json":
+            return parse_json_grade(reply.text, low, high)
+        return parse_grade(reply.text, low, high, truncated=reply.truncated)
+
+    def _grade(self, asked: Asked[float]) -> Score:
+        low, high = self._config.low, self._config.high
         evidence = {
-            "judgements": [reply.text for reply in replies],
-            "grades": grades,
-            "unreadable": len(grades) - len(readable),
+            "judgements": [clip(reply.text) for reply in asked.replies],
+            "grades": list(asked.readings),
+            "unreadable": asked.unreadable,
+            "failures": asked.failures,
         }
-        if not readable:
+        grades = asked.readable
+        if not grades:
             return Score(None, {}, evidence)
-        value = (sum(readable) / len(readable) - low) / (high - low)
+        value = (sum(grades) / len(grades) - low) / (high - low)
         return Score(value, {self.name: value}, evidence)
-
-
-def _ask(engine: Engine, questions: list[Prompt], sampling: SamplingParams, seed: int) -> list[list[Rollout] | None]:
-    """The replies to each question; None to one that does not fit the context, because the answer in it is so long."""
-    asked = questions
-    try:
-        replies = engine.generate(asked, sampling, seed=seed)
-    except PromptTooLongError as error:
-        asked = [question for question in questions if question.id not in error.prompt_ids]
-        if not asked:
-            raise RewardError(
-                "judge: no question fits; raise engine.max_model_len, or start a new run with a shorter "
-                f"reward.template or reward.max_tokens: {error}"
-            ) from error
-        replies = engine.generate(asked, sampling, seed=seed)
-    if len(replies) != len(asked):
-        raise RewardError(f"judge: the engine answered {len(replies)} of {len(asked)} questions")
-    by_id = {question.id: group for question, group in zip(asked, replies, strict=True)}
-    return [by_id.get(question.id) for question in questions]
 
 
 def _same(rollout: Rollout) -> tuple[str, str]:
@@ -110,7 +87,7 @@ def parse_grade(text: str, low: float, high: float, *, truncated: bool = False) 
     None where that number lies outside [low, high], where there is none, or where it is the last thing before
     the reply was cut off, so that digits may be missing.
     """
-    text = text.replace("−", "-")
+    text = re.sub(r"\s+", " ", text.replace("−", "-"))
     bottom, top = (rf"{re.escape(f'{bound:g}')}(?:\.0)?(?![0-9.]*[0-9])" for bound in (low, high))
     meaning = r"\s*(?:\([^()]*\)|(?:,|=|being\b|meaning\b)[^0-9.;:()]{1,40}?,?)?\s*"
     text = re.sub(rf"(?i)(?<![\w.]){bottom}{meaning}(?:(?:up )?to|-|–|through)\s*{top}", " ", text)
@@ -122,3 +99,21 @@ def parse_grade(text: str, low: float, high: float, *, truncated: bool = False) 
         return None
     grade = float(match[0])
     return grade if low <= grade <= high else None
+
+
+def parse_json_grade(text: str, low: float, high: float) -> float | None:
+    """The number that the first JSON object in a reply calls "grade"; None where it is none in [low, high]."""
+    grade = (find_json_object(text) or {}).get("grade")
+    if isinstance(grade, bool) or not isinstance(grade, int | float) or not low <= grade <= high:
+        return None
+    return float(grade)
+
+
+def grade_schema(low: float, high: float) -> dict[str, Any]:
+    """JSON schema of a grade and nothing else."""
+    return {
+        "type": "object",
+        "properties": {"grade": {"type": "number", "minimum": low, "maximum": high}},
+        "required": ["grade"],
+        "additionalProperties": False,
+    }

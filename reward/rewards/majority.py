@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from reward.base import BaseReward, Groups
 from reward.config import MajorityConfig
+from reward.equivalence import group_answers
 from reward.types import RewardContext, Score
 
 
@@ -48,7 +49,7 @@ class MajorityReward(BaseReward):
         self._config = config or MajorityConfig()
 
     def _score(self, groups: Groups, context: RewardContext) -> list[list[Score]]:
-        return [self._score_group([context.extract(rollout) for rollout in group]) for group in groups]
+        return [self._score_group(group_answers(group, context)) for group in groups]
 
     def _score_group(self, answers: list[str | None]) -> list[Score]:
         vote = count_votes(answers)

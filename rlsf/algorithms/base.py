@@ -39,6 +39,14 @@ class Algorithm(Protocol):
         """
         ...
 
+    def lower_rate(self, factor: float) -> None:
+        """Go on at `factor` times the learning rate."""
+        ...
+
+    def forget_moments(self) -> None:
+        """The policy's weights were replaced: begin its optimizer's moments anew."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Everything besides the policy's own adapters that the next update depends on."""
         ...

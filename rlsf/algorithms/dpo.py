@@ -117,6 +117,12 @@ class Dpo:
             fail=fail_with_batch(self._dump_dir, f"iteration {iteration}", members),
         )
 
+    def lower_rate(self, factor: float) -> None:
+        self._optimizer.lower_rate(factor)
+
+    def forget_moments(self) -> None:
+        self._optimizer.forget_moments()
+
     def save(self, folder: Path) -> None:
         save_state(folder, self._optimizer.state_dict())
 

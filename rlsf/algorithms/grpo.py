@@ -55,6 +55,12 @@ class Grpo:
         spread = {name: float(np.abs(values - values.mean()).mean()) for name, values in rewards.items()}
         return UpdateResult(metrics, {group.id: spread.get(group.id, 0.0) for group in groups})
 
+    def lower_rate(self, factor: float) -> None:
+        self._learner.lower_rate(factor)
+
+    def forget_moments(self) -> None:
+        self._learner.forget_moments()
+
     def save(self, folder: Path) -> None:
         save_state(folder, self._learner.state_dict())
 

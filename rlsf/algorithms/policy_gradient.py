@@ -92,6 +92,12 @@ class PolicyGradient:
             fail=fail_with_batch(self._dump_dir, f"iteration {iteration}", [sample.experience for sample in minibatch]),
         )
 
+    def lower_rate(self, factor: float) -> None:
+        self._optimizer.lower_rate(factor)
+
+    def forget_moments(self) -> None:
+        self._optimizer.forget_moments()
+
     def state_dict(self) -> dict[str, Any]:
         return self._optimizer.state_dict()
 

@@ -99,6 +99,12 @@ class Ppo:
         self._kl.update(kl, len(fresh))
         return {"train/kl_per_completion": kl}
 
+    def lower_rate(self, factor: float) -> None:
+        self._learner.lower_rate(factor)
+
+    def forget_moments(self) -> None:
+        self._learner.forget_moments()
+
     def save(self, folder: Path) -> None:
         state = {"policy": self._learner.state_dict(), "critic": self._critic.save(folder), "kl_coef": self._kl.coef}
         save_state(folder, state)

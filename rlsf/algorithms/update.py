@@ -58,6 +58,7 @@ class AdapterOptimizer:
     ) -> None:
         self._parameters = list(parameters)
         self._max_grad_norm = max_grad_norm
+        self._lowered = 1.0
         self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
         self._schedule = get_scheduler(
             _SCHEDULES[schedule], self._optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps
@@ -111,12 +112,27 @@ class AdapterOptimizer:
         self._optimizer.zero_grad(set_to_none=True)
         return Step(total, norm, learning_rate)
 
+    def lower_rate(self, factor: float) -> None:
+        """Go on at `factor` times the rate; the schedule's shape stays."""
+        self._lowered *= factor
+        self._set_rates([rate * factor for rate in self._schedule.base_lrs])
+
+    def forget_moments(self) -> None:
+        """The weights were replaced, so that what the gradients were like says nothing any more."""
+        self._optimizer.state.clear()
+
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict()}
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "lowered": self._lowered,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` left off, at this optimizer's own learning rate should it be another one."""
-        configured = self._schedule.base_lrs
+        """Go on where `state_dict` left off, at this optimizer's own learning rate should it be another one, lowered as
+        it was."""
+        self._lowered = state.get("lowered", 1.0)  # checkpoints of older versions do not say
+        configured = [rate * self._lowered for rate in self._schedule.base_lrs]
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         if self._schedule.base_lrs != configured:

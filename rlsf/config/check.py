@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from reward.config import FunctionConfig, single_rewards
+from reward.config import FunctionConfig, ReflectionConfig, RulesConfig, WordsRule, all_rewards
+from reward.rules.words import read_words
+from reward.types import RewardError
 from rlsf.config.schema import FileSource, ModelConfig, RunConfig, TaskConfig
 from rlsf.paths import expand, is_hub_id, is_there, packaged_module, unreachable, why_missing
 
@@ -25,9 +27,14 @@ def check_config(config: RunConfig) -> list[str]:
     found = [*_output_dir(config), *_model(config.model), *_packages(config)]
     for index, task in enumerate(config.tasks):
         found += _source(task, f"tasks.{index}.source")
-    for key, reward in single_rewards(config.reward):
+    for key, reward in all_rewards(config.reward):
         if isinstance(reward, FunctionConfig):
             found += _function(reward.path, f"{key}.path")
+        if isinstance(reward, ReflectionConfig) and reward.feedback is not None:
+            found += _file(expand(reward.feedback), f"{key}.feedback")
+        for index, rule in enumerate(reward.rules if isinstance(reward, RulesConfig) else ()):
+            if isinstance(rule, WordsRule) and rule.file is not None:
+                found += _words(rule.file, f"{key}.rules.{index}.file")
     return found
 
 
@@ -83,10 +90,25 @@ def _source(task: TaskConfig, key: str) -> Iterator[str]:
     path = expand(task.source.path)
     if path.suffix.lower() not in FILE_SUFFIXES:
         yield f"{key}.path: {path} ends in {path.suffix!r}; expected one of {', '.join(FILE_SUFFIXES)}"
-    elif (missing := why_missing(path)) is not None:
-        yield f"{key}.path: {missing}"
+    else:
+        yield from _file(path, f"{key}.path")
+
+
+def _file(path: Path, key: str) -> Iterator[str]:
+    if (missing := why_missing(path)) is not None:
+        yield f"{key}: {missing}"
     elif path.is_dir():
-        yield f"{key}.path: {path} is a directory; name the file"
+        yield f"{key}: {path} is a directory; name the file"
+
+
+def _words(file: str, key: str) -> list[str]:
+    missing = list(_file(expand(file), key))
+    if not missing:
+        try:
+            read_words(file)
+        except RewardError as error:
+            return [f"{key}: {error}"]
+    return missing
 
 
 def _function(path: str, key: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -22,28 +22,40 @@ from rlsf.config.overrides import Override, apply_override, leaves, parse_overri
 from rlsf.config.problems import dotted, problems, shown
 from rlsf.config.schema import RunConfig
 from rlsf.config.sections import Spec, same_field, spec_of, spec_of_field
+from rlsf.config.yaml_text import Document, dump, parse
 from rlsf.config.yaml_text import Path as KeyPath
-from rlsf.config.yaml_text import dump, parse
 from rlsf.errors import ConfigError
 from rlsf.paths import expand, unreachable
 from rlsf.text import is_unicode
+from rollouts.config import Section
 
 log = logging.getLogger(__name__)
 
 
+S = TypeVar("S", bound=Section)
+
+
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the config of a run; see `load_section`."""
+    return load_section(path, RunConfig, overrides)
+
+
+def load_section(path: Path | str, schema: type[S], overrides: Sequence[str] = ()) -> S:
     """Read a config.
 
     Args:
         path: the YAML file.
+        schema: of its top level.
         overrides: settings of the command line, see above; later ones win.
 
     Raises:
         ConfigError: the file cannot be read, or something in it is wrong. All wrong values are listed, one a line.
     """
-    document = parse(_read(Path(path)), str(path))
+    document = read_document(path)
     if document.value is None:
-        raise ConfigError(f"{path}: the file is empty; a config needs at least `name` and `tasks`")
+        required = [f"`{name}`" for name, field in schema.model_fields.items() if field.is_required()]
+        needed = f"; a config needs at least {' and '.join(required)}" if required else ""
+        raise ConfigError(f"{path}: the file is empty{needed}")
     if not isinstance(document.value, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {shown(document.value)}")
     layers = _Layers(str(path), document.value, document.lines, {}, {})
@@ -52,14 +64,19 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         target = apply_override(data, override)
         layers.targets[target] = override
         layers.set_by.update({(*target, *leaf): override for leaf in leaves(override.value)})
-    _settle(data, Spec({}, RunConfig, None), (), layers)
+    _settle(data, Spec({}, schema, None), (), layers)
     _check_texts(data, layers)
     if isinstance(data.get("output_dir"), str):
         data["output_dir"] = str(expand(data["output_dir"]))
     try:
-        return RunConfig.model_validate(data)
+        return schema.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(problems(error, RunConfig, layers.origin))) from None
+        raise ConfigError("\n".join(problems(error, schema, layers.origin))) from None
+
+
+def read_document(path: Path | str) -> Document:
+    """The YAML of a file, unchecked. Raises ConfigError where it cannot be read, or is none."""
+    return parse(_read(Path(path)), str(path))
 
 
 def resolved_yaml(config: RunConfig) -> str:

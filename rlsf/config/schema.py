@@ -8,13 +8,14 @@ from pydantic import Field, model_validator
 
 from reward.config import (
     AnswerConfig,
-    FunctionConfig,
     MajorityConfig,
+    MetaJudgeConfig,
+    ReflectionConfig,
     RewardConfig,
     VerifierConfig,
-    VerifierRewardConfig,
-    single_rewards,
+    all_rewards,
 )
+from rlsf.config.guard import GuardConfig
 from rollouts.config import MAX_COMPLETIONS, AutoEngineConfig, DeliveryConfig, EngineConfig, SamplingConfig, Section
 from rollouts.types import SamplingParams
 
@@ -146,10 +147,7 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "TaskConfig":
-        if "{prompt}" not in self.template:
-            raise ValueError("template: must contain {prompt}, where the row's text goes")
-        if self.system is not None and not self.chat:
-            raise ValueError("system: plain text (chat: false) has no system message; put it into the template")
+        check_wording(self.system, self.template, self.chat)
         needed = self.split.validation + self.split.test + 1
         if isinstance(self.source, ReasoningGymSource) and self.source.size < needed:
             raise ValueError(
@@ -157,6 +155,14 @@ class TaskConfig(Section):
                 f"split.test ({self.split.test}) and at least one to train on; expected {needed} or more"
             )
         return self
+
+
+def check_wording(system: str | None, template: str, chat: bool) -> None:
+    """Raises ValueError where prompts cannot be worded so."""
+    if "{prompt}" not in template:
+        raise ValueError("template: must contain {prompt}, where the row's text goes")
+    if system is not None and not chat:
+        raise ValueError("system: plain text (chat: false) has no system message; put it into the template")
 
 
 class WarmStartConfig(Section):
@@ -359,9 +365,9 @@ class EvaluationConfig(Section):
     the run."""
     min_delta: float = Field(0.0, ge=0)
     """An improvement is more than this."""
-    select: Literal["last", "best"] = "last"
-    """Which adapter the final table tests: the last, or the one with the best validation pass@1 since the last task
-    joined the stream (uses validation labels to choose, never to train)."""
+    select: Literal["last", "best", "canary"] = "last"
+    """Which adapter the final table tests: the last; the one with the best validation pass@1 since the last task joined
+    the stream (uses validation labels to choose, never to train); or the one with the best canary (see `guard`)."""
 
     @property
     def chooses(self) -> bool:
@@ -419,6 +425,7 @@ class RunConfig(Section):
     loop: LoopConfig = LoopConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     preflight: PreflightConfig = PreflightConfig()
+    guard: GuardConfig = GuardConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @property
@@ -437,7 +444,7 @@ class RunConfig(Section):
 
     def uses_labels(self) -> bool:
         """Whether the reward sees reference answers: then it is not self-feedback."""
-        return any(_uses_labels(reward) for _, reward in single_rewards(self.reward))
+        return any(reward.sees_labels for _, reward in all_rewards(self.reward))
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
@@ -445,7 +452,49 @@ class RunConfig(Section):
         self._check_sampling()
         self._check_labels()
         self._check_replay()
+        self._check_guard()
+        self._check_lessons()
         return self
+
+    @property
+    def validation_labels_choose(self) -> bool:
+        """Whether validation labels decide which adapter is tested or when the run ends."""
+        canary = self.guard.canary
+        return self.evaluation.chooses or (canary is not None and canary.truth == "references")
+
+    def _check_lessons(self) -> None:
+        for key, reward in all_rewards(self.reward):
+            if isinstance(reward, ReflectionConfig) and "revision" in reward.learn and self.algorithm.kind != "dpo":
+                raise ValueError(
+                    f"{key}.learn: pairs of revised over original answers are for algorithm dpo, not "
+                    f"{self.algorithm.kind}; elsewhere the critique alone can be learned"
+                )
+            samples = isinstance(reward, ReflectionConfig) and "critique" in reward.learn
+            samples |= isinstance(reward, MetaJudgeConfig) and reward.learn
+            if samples and reward.temperature != self.sampling.temperature:
+                raise ValueError(
+                    f"{key}.temperature: what is learned from must be sampled as the answers are, at "
+                    f"sampling.temperature ({self.sampling.temperature:g}), not at {reward.temperature:g}"
+                )
+
+    def _check_guard(self) -> None:
+        canary = self.guard.canary
+        if canary is None:
+            if self.evaluation.select == "canary":
+                raise ValueError("evaluation.select: there is no guard.canary to choose by; describe one")
+            return
+        unlabelled = [task.name for task in self.tasks if not task.is_labelled]
+        if canary.truth == "references" and unlabelled:
+            raise ValueError(
+                f"guard.canary.truth: task {unlabelled[0]!r} has no reference answers (source.reference_column is "
+                "null); take truth: votes"
+            )
+        small = [task.name for task in self.tasks if task.split.validation < canary.prompts]
+        if small:
+            raise ValueError(
+                f"guard.canary.prompts: {canary.prompts} are more than split.validation of task {small[0]!r}; raise "
+                "the one or lower the other"
+            )
 
     def _check_replay(self) -> None:
         ratio, capacity, fresh = self.replay.ratio, self.replay.capacity, self.loop.prompts
@@ -507,7 +556,3 @@ class RunConfig(Section):
                 f"warm_start.examples: {self.warm_start.examples} are more than the first task's split.train "
                 f"({first.split.train})"
             )
-
-
-def _uses_labels(reward: RewardConfig) -> bool:
-    return isinstance(reward, VerifierRewardConfig) or (isinstance(reward, FunctionConfig) and reward.needs_reference)

@@ -95,8 +95,11 @@ def user_path(root: type[Section], location: Sequence[str | int]) -> tuple[tuple
     return tuple(path), spec
 
 
-def paths_to(root: type[Section], key: str, prefix: str = "") -> Iterator[str]:
-    """Dotted paths of every field called `key`, for "did you mean" hints. Lists appear as N."""
+def paths_to(
+    root: type[Section], key: str, prefix: str = "", inside: frozenset[type[Section]] = frozenset()
+) -> Iterator[str]:
+    """Dotted paths of every field called `key`, for "did you mean" hints. Lists appear as N. Sections that stand inside
+    themselves, as rewards do in rewards, are looked at once."""
     for name, field in root.model_fields.items():
         spec = spec_of_field(field)
         here = f"{prefix}{name}"
@@ -104,5 +107,7 @@ def paths_to(root: type[Section], key: str, prefix: str = "") -> Iterator[str]:
             yield here
         if spec.item is not None and get_origin(field.annotation) is list:
             spec, here = spec_of(spec.item), f"{here}.N"
-        for section in [*spec.kinds.values(), *([spec.section] if spec.section else [])]:
-            yield from paths_to(section, key, f"{here}.")
+        sections = [*spec.kinds.values(), *([spec.section] if spec.section else [])]
+        for section in sections:
+            if section not in inside:
+                yield from paths_to(section, key, f"{here}.", inside.union(sections))

@@ -2,10 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
@@ -16,7 +16,7 @@ from rlsf.errors import RunDirError
 from rlsf.evaluation.evaluate import Evaluation, evaluate
 from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.report import print_evaluations
-from rlsf.files import write_text
+from rlsf.files import check_output, mendable_output, write_text
 from rlsf.models import load_tokenizer, resolve_model
 from rlsf.models.loading import choose_device, choose_dtype
 from rlsf.run_dir import RunDir, iteration_of, iterations_in
@@ -48,7 +48,7 @@ def evaluate_run(
         RlsfError, EngineError: with a message for the user.
     """
     if output is not None:
-        _check_output(output)
+        check_output(output)
     config = load_config(directory.config)
     check_same_config(directory, config)
     stream = build_stream(config)
@@ -58,41 +58,23 @@ def evaluate_run(
         raise RunDirError(f"{directory.path}: no task has reference answers, so there is nothing to grade with")
     folder, iteration = find_adapter(directory, adapter)
     with ExitStack() as stack:
-        if folder is not None:  # a run that goes on would delete it while the engine starts
-            folder = _copied(folder, Path(stack.enter_context(TemporaryDirectory(prefix="rlsf_eval_"))))
+        if folder is not None:
+            folder = copied(folder, Path(stack.enter_context(TemporaryDirectory(prefix="rlsf_eval_"))))
         display = stack.enter_context(Display(console, f"rlsf eval {directory.path}", total=len(tasks)))
         with display.phase("start engine"):
             engine = _engine(config)
         try:
             if folder is not None:
                 engine.sync(folder, version=1)
-                _check_served(engine, folder)
+                check_served(engine, folder)
             evaluations = _evaluate(config, tasks, engine, split, samples, limit, display)
         finally:
             engine.close()
     print_evaluations(evaluations, adapter, console)
     if output is not None:
         rows = [{**evaluation.as_json(), "adapter": adapter, "iteration": iteration} for evaluation in evaluations]
-        with _mendable(output):
+        with mendable_output(output):
             write_text(output, json.dumps(rows, indent=2))
-
-
-@contextmanager
-def _mendable(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunDirError(f"--output: cannot write {output}: {error.strerror or error}") from error
-
-
-def _check_output(output: Path) -> None:
-    """Raises RunDirError where it cannot be written: to learn that after the evaluation would be too late."""
-    if output.is_dir():
-        raise RunDirError(f"--output: {output} is a folder; name a file in it")
-    with _mendable(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=output.parent, prefix=f".{output.name[:100]}."):
-            pass
 
 
 def find_adapter(directory: RunDir, name: str) -> tuple[Path | None, int | None]:
@@ -117,7 +99,8 @@ def find_adapter(directory: RunDir, name: str) -> tuple[Path | None, int | None]
     return adapters[name], iterations[name]
 
 
-def _copied(adapter: Path, into: Path) -> Path:
+def copied(adapter: Path, into: Path) -> Path:
+    """A copy of an adapter's folder in `into`: a run that goes on would delete the folder while an engine starts."""
     try:
         return shutil.copytree(adapter, into / adapter.name)
     except OSError as error:
@@ -126,7 +109,7 @@ def _copied(adapter: Path, into: Path) -> Path:
         ) from error
 
 
-def _check_served(engine: Engine, folder: Path) -> None:
+def check_served(engine: Engine, folder: Path) -> None:
     """Raises EngineError where the engine can tell what it serves, and it is not the adapter in `folder`."""
     served = getattr(engine, "fingerprint", None)
     if engine.version != 1 or (served is not None and served != read_adapter(folder).fingerprint):

@@ -16,7 +16,7 @@ class Outcome:
 
     prompt_id: str
     answers: tuple[str | None, ...]
-    """As extracted from each sample; None where there is none."""
+    """Of each sample, those that mean the same spelled alike; None where there is none."""
     correct: tuple[bool, ...]
     greedy: bool | None
     """Whether the greedy completion is right; None where it was not asked for."""
@@ -31,10 +31,14 @@ class Outcome:
 
     @property
     def majority(self) -> float:
-        """Probability that the most frequent answer is right, ties broken at random; 0 without an answer."""
+        """Probability that the most frequent answer is right, ties broken at random; 0 without an answer.
+
+        Votes for one answer may be written in ways that are graded differently (0.5 and 1/2 where a decimal is asked
+        for): the answer is then right with the share of them that is.
+        """
         winners = count_votes(self.answers).winners
-        right = dict(zip(self.answers, self.correct, strict=True))
-        return sum(right[answer] for answer in winners) / len(winners) if winners else 0.0
+        right = [correct for answer, correct in zip(self.answers, self.correct, strict=True) if answer in winners]
+        return sum(right) / len(right) if right else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,7 @@ def evaluate(
 def _outcome(grader: Grader, prompt: Prompt, group: Sequence[Rollout], decoded: Sequence[Rollout]) -> Outcome:
     return Outcome(
         prompt_id=prompt.id,
-        answers=tuple(grader.extract(rollout) for rollout in group),
+        answers=tuple(grader.answers(group)),
         correct=tuple(grader.is_correct(rollout, prompt) for rollout in group),
         greedy=grader.is_correct(decoded[0], prompt) if decoded else None,
         tokens=sum(len(rollout.completion_ids) for rollout in [*group, *decoded]),

@@ -1,6 +1,9 @@
 """Finds the answer in a rollout and grades it, as one task's config says."""
 
+from collections.abc import Sequence
+
 from reward.answers import make_extractor
+from reward.equivalence import Equivalent, spell_alike
 from reward.verifiers import make_verifier
 from rlsf.config.schema import TaskConfig
 from rollouts.types import Prompt, Rollout
@@ -11,8 +14,14 @@ class Grader:
 
     def __init__(self, config: TaskConfig) -> None:
         self.task = config.name
+        self.answer_config = config.answer
         self.extract = make_extractor(config.answer)
+        self.equivalent: Equivalent | None = None
         self.verifier = make_verifier(config.verifier, config.answer)
+
+    def answers(self, group: Sequence[Rollout]) -> list[str | None]:
+        """The answers of rollouts to one prompt, those that mean the same spelled alike; None where there is none."""
+        return spell_alike([self.extract(rollout) for rollout in group], self.equivalent)
 
     def is_correct(self, rollout: Rollout, prompt: Prompt) -> bool:
         """A rollout without an answer is wrong."""

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rlsf.display import Display, say, warn
 from rlsf.evaluation.evaluate import Change, Evaluation
+from rlsf.run_dir import read_jsonl
 
 if TYPE_CHECKING:
     from rlsf.run import Run
@@ -30,13 +31,12 @@ def summarize(run: "Run") -> dict[str, Any]:
         "iterations": run.state.iteration,
         "optimizer_steps": run.state.steps,
         "stop_reason": run.state.stop_reason,
-        "adapter_iteration": run.state.best_iteration
-        if run.config.evaluation.select == "best"
-        else run.state.iteration,
+        "adapter_iteration": run.adapter_iteration,
+        "guard": list(read_jsonl(run.directory.guard)) if run.directory.guard.exists() else [],
         "labels": {
             "warm_start_examples": run.config.warm_start.examples if run.config.warm_start else 0,
             "reward_sees_labels": "reference" in run.reward.needs,
-            "validation_labels_choose": run.config.evaluation.chooses,
+            "validation_labels_choose": run.config.validation_labels_choose,
         },
         "tasks": tasks,
         "preflight": run.state.preflight,

@@ -17,6 +17,9 @@ PAGE = 64
 """Groups fetched at a time when iterating."""
 
 GROUP_COLUMNS = "g.id, g.task, g.iteration, g.priority, p.data FROM groups AS g JOIN payloads AS p USING (seq)"
+SELECTED = (
+    "g.slot IS NOT NULL AND (:task IS NULL OR g.task = :task) AND (:iteration IS NULL OR g.iteration = :iteration)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +157,16 @@ class ReplayReader:
             "It may have been evicted; samples/ in the run directory keeps what was generated"
         )
 
-    def groups(self, *, task: str | None = None, iteration: int | None = None) -> Iterator[Group]:
-        """The stored groups in the order in which they came, read as they are asked for."""
-        last = 0
+    def groups(
+        self, *, task: str | None = None, iteration: int | None = None, newest_first: bool = False
+    ) -> Iterator[Group]:
+        """The stored groups in the order in which they came, or the other way round, read as they are asked for."""
+        beyond, order, last = ("<", "DESC", 2**63 - 1) if newest_first else (">", "ASC", 0)
         while True:
             with self._db.read() as connection:
                 rows = connection.execute(
-                    f"SELECT g.seq, {GROUP_COLUMNS} WHERE g.slot IS NOT NULL AND g.seq > :last "
-                    "AND (:task IS NULL OR g.task = :task) AND (:iteration IS NULL OR g.iteration = :iteration) "
-                    "ORDER BY g.seq LIMIT :page",
+                    f"SELECT g.seq, {GROUP_COLUMNS} WHERE {SELECTED} AND g.seq {beyond} :last "
+                    f"ORDER BY g.seq {order} LIMIT :page",
                     {"last": last, "task": task, "iteration": iteration, "page": PAGE},
                 ).fetchall()
             for row in rows:
@@ -170,6 +174,14 @@ class ReplayReader:
             if len(rows) < PAGE:
                 return
             last = rows[-1][0]
+
+    def count(self, *, task: str | None = None, iteration: int | None = None) -> int:
+        """How many groups `groups` would go through. Takes time in proportion to the store's size."""
+        with self._db.read() as connection:
+            row = connection.execute(
+                f"SELECT count(*) FROM groups AS g WHERE {SELECTED}", {"task": task, "iteration": iteration}
+            ).fetchone()
+        return int(row[0])
 
     def stats(self) -> ReplayStats:
         """Counts and summaries, without reading a payload. Takes time in proportion to the store's size."""

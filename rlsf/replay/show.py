@@ -1,7 +1,7 @@
 """What `rlsf replay stats` and `rlsf replay show` print. Fits a terminal of 80 columns."""
 
 import math
-import unicodedata
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +21,8 @@ BAR = 30
 
 BINS = 10
 """Rows of the age table, at most."""
+
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def print_stats(store: ReplayReader, console: Console) -> None:
@@ -48,13 +50,9 @@ def print_group(group: Group, console: Console) -> None:
 
 
 def visible(text: str) -> str:
-    """`text` with control characters and lone surrogates written out: a completion must not steer the terminal."""
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
-        else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
+    """`text` with control characters, lone surrogates and what turns the direction of writing around (Trojan Source,
+    arXiv 2111.00169) written out: a completion must neither steer the terminal nor read other than it is."""
+    return _INVISIBLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def number(value: float | None) -> str:
@@ -162,7 +160,7 @@ def _fields(fields: Mapping[str, Any], *, indent: int) -> Iterator[RenderableTyp
     """One line for what is short, an indented block for what is not."""
     for name, value in fields.items():
         label = visible(str(name))
-        nested = _entries(value)
+        nested = entries(value)
         if nested is not None:
             yield Padding(Text(f"{label}:"), (0, 0, 0, indent))
             yield from _fields(nested, indent=indent + 2)
@@ -170,22 +168,23 @@ def _fields(fields: Mapping[str, Any], *, indent: int) -> Iterator[RenderableTyp
             yield Padding(Text(f"{label}:"), (0, 0, 0, indent))
             yield Padding(Text(visible(value)), (0, 0, 0, indent + 2))
         else:
-            yield Padding(Text(f"{label}: {_short(value)}"), (0, 0, 0, indent))
+            yield Padding(Text(f"{label}: {short(value)}"), (0, 0, 0, indent))
 
 
-def _entries(value: Any) -> Mapping[str, Any] | None:
+def entries(value: Any) -> Mapping[str, Any] | None:
     """What is inside a value that needs several lines: a mapping, or a list that is not only short plain values."""
     if isinstance(value, Mapping):
         return value or None
     if isinstance(value, Sequence) and not isinstance(value, str):
         plain = all(not isinstance(item, Mapping | list | tuple) for item in value)
-        if plain and not any(isinstance(item, str) and ("\n" in item or len(item) > 40) for item in value):
+        if plain and not any(isinstance(item, str) and (" " in item or "\n" in item or len(item) > 40) for item in value):
             return None
         return {f"{index}": item for index, item in enumerate(value, start=1)}
     return None
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value, or a list of plain ones, as people write it."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -195,5 +194,5 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return number(value)
     if isinstance(value, Sequence):
-        return ", ".join(map(_short, value)) if value else "(none)"
+        return ", ".join(map(short, value)) if value else "(none)"
     return str(value) if value != {} else "(none)"

@@ -1,17 +1,14 @@
 """What answers without any thought would score: printed beside every accuracy, so that a false gain shows."""
 
-import re
 from collections import Counter
 from collections.abc import Callable
 
+from reward.numerals import numbers_in
 from rlsf.tasks.stream import Task
 from rollouts.types import Prompt
 
 Grade = Callable[[Prompt, str], bool]
 """Whether an answer to a prompt is right."""
-
-_NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
-"""A minus sign belongs to the number unless something that it could subtract from stands right before it."""
 
 
 def most_frequent_answer(task: Task) -> str | None:
@@ -27,8 +24,8 @@ def most_frequent_answer(task: Task) -> str | None:
 def last_operand(task: Task, prompt: Prompt) -> str | None:
     """The last number in the question, thousands separators removed; the words of the task's template do not count."""
     before, _, after = task.config.template.partition("{prompt}")
-    numbers = _NUMBER.findall(prompt.text.removeprefix(before).removesuffix(after))
-    return numbers[-1].replace(",", "") if numbers else None
+    numbers = numbers_in(prompt.text.removeprefix(before).removesuffix(after))
+    return numbers[-1] if numbers else None
 
 
 def most_frequent_correct(task: Task, grade: Grade) -> list[bool]:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward.base import BaseReward, Groups
-from reward.rewards.weighted_sum import Component, WeightedSumReward
+from reward.rewards.combination import Component, MinimumReward, ProductReward, WeightedSumReward, weight_at
+from reward.rewards.gate import GateReward
 from reward.types import RewardContext, RewardError, Score
 from tests.reward_fakes import ScriptedEngine, context, group, prompt, values
 
@@ -130,3 +131,78 @@ def test_an_error_in_a_component_says_which() -> None:
         reward.score([group("12")], context(prompt()))
     with pytest.raises(RewardError, match="shape of the groups"):
         WeightedSumReward({"short": Component(Fixed([1.0]))}).score([group("1", "2")], context(prompt()))
+
+
+# -- product, minimum, gate, schedule ---------------------------------------------------------------------------------
+
+
+def test_product_and_minimum_need_every_opinion() -> None:
+    parts = {"a": Component(Fixed([1, 2, None, -3])), "b": Component(Fixed([10, 0.5, 1, 2]))}
+    assert values(ProductReward(parts).score([GROUP_OF_4], context(prompt()))) == [[10, 1, None, -6]]
+    assert values(MinimumReward(parts).score([GROUP_OF_4], context(prompt()))) == [[1, 0.5, None, -3]]
+
+
+def test_a_gate_shuts_out_what_no_reward_can_outweigh() -> None:
+    gate = GateReward(Fixed([0, -1, None, 0.5]), Fixed([5, 1e6, 7, None]))
+    scores = gate.score([GROUP_OF_4], context(prompt()))[0]
+    assert [s.value for s in scores] == [5, -1, None, None]
+    assert [s.evidence["open"] for s in scores] == [True, False, None, True]
+    assert scores[1].components == {"condition": -1, "reward": 1e6}
+    silent = GateReward(Fixed([-1, -1, 0, 0]), Fixed([1, 1, 1, 1]), closed=None)
+    assert values(silent.score([GROUP_OF_4], context(prompt()))) == [[None, None, 1, 1]]
+
+
+def test_a_gates_reward_scores_the_whole_group() -> None:
+    inner = Fixed([1, 2, 3, 4])
+    GateReward(Fixed([-1, -1, -1, 0]), inner).score([GROUP_OF_4], context(prompt()))
+    assert len(inner.contexts) == 1
+
+
+def test_a_gate_keeps_the_state_of_both_parts() -> None:
+    def make() -> GateReward:
+        parts = {"x": Component(Fixed([1, 2, 3, 4]), 1.0, "running")}
+        return GateReward(Fixed([0, 0, 0, 0]), WeightedSumReward(parts))
+
+    one, other = make(), make()
+    one.score([GROUP_OF_4], context(prompt()))
+    other.restore(json.loads(json.dumps(one.state())))
+    assert values(one.score([GROUP_OF_4], context(prompt()))) == values(other.score([GROUP_OF_4], context(prompt())))
+
+
+@pytest.mark.parametrize(("iteration", "weight"), [(0, 1.0), (10, 1.0), (15, 0.75), (20, 0.5), (99, 0.5)])
+def test_a_schedule_is_straight_between_its_points_and_constant_outside(iteration: int, weight: float) -> None:
+    assert weight_at({20: 0.5, 10: 1.0}, iteration) == pytest.approx(weight)
+    assert weight_at(0.3, iteration) == 0.3
+
+
+def test_a_weight_follows_its_schedule() -> None:
+    reward = WeightedSumReward({"a": Component(Fixed([1, 1, 1, 1]), {0: 0.0, 10: 1.0})})
+    for iteration in (0, 5, 10):
+        scores = reward.score([GROUP_OF_4], context(prompt(), iteration=iteration))[0]
+        assert scores[0].value == pytest.approx(iteration / 10)
+
+
+def test_task_normalisation_keeps_tasks_apart() -> None:
+    easy, hard = prompt(id="e", task="easy"), prompt(id="h", task="hard")
+    groups = [group("1", "2", prompt_id="e"), group("3", "4", prompt_id="h")]
+    reward = WeightedSumReward({"a": Component(Fixed([10, 12], [0, 1]), 1.0, "task")})
+    half = math.sqrt(0.5)
+    [[e1, e2], [h1, h2]] = values(reward.score(groups, context(easy, hard)))
+    assert [e1, e2, h1, h2] == pytest.approx([-half, half, -half, half])
+    running = WeightedSumReward({"a": Component(Fixed([10, 12], [0, 1]), 1.0, "running")})
+    assert running.score(groups, context(easy, hard))[1][1].value == pytest.approx(
+        (1 - 5.75) / statistics.stdev([10, 12, 0, 1])
+    )
+
+
+def test_counters_carry_the_names_of_their_parts() -> None:
+    class Counting(Fixed):
+        def _score(self, groups: Groups, context: RewardContext) -> list[list[Score]]:
+            context.count("asked", 2)
+            return super()._score(groups, context)
+
+    counts: dict[str, float] = {}
+    inner = WeightedSumReward({"judge": Component(Counting([1, 1, 1, 1]))})
+    reward = GateReward(Fixed([0, 0, 0, 0]), inner)
+    reward.score([GROUP_OF_4], context(prompt(), count=lambda name, amount: counts.update({name: amount})))
+    assert counts == {"reward/judge/asked": 2}

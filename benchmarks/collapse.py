@@ -1,0 +1,145 @@
+"""A collapse made to happen, and the guard that ends it: long runs at a rate that ruins them.
+
+    python -m benchmarks.collapse            # what is not measured yet, 5 seeds
+
+`unguarded` trains on; `labels` has a canary of 32 labelled prompts; `votes` one of what the model itself voted for
+before the loop, without any label. Held-out accuracy is measured after every iteration on the same 300 prompts, none
+of them in a canary. The peak is the unguarded run's best moving average over 3 iterations.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.cells import CONFIGS, ROOT, Cell, curve_of, mean_interval, measure_all, read
+from benchmarks.results import Row, merged, print_rows, write_results
+
+FIGURE = ROOT / "docs" / "figures" / "collapse.svg"
+LONG = (
+    "loop.iterations=80",
+    "algorithm.learning_rate=1.0e-3",
+    "algorithm.kl_coef=0",
+    "tasks.0.split={validation: 428, test: 600}",
+    "evaluation={every: 1, samples: 8, final_samples: 8, prompts: 300}",
+)
+GUARDS = {
+    "unguarded": (),
+    "labels": ("guard={canary: {truth: references, prompts: 32, samples: 16}}", "evaluation.select=canary"),
+    "votes": ("guard={canary: {truth: votes, prompts: 128}}", "evaluation.select=canary"),
+}
+SIGNALS = {"majority": "{kind: majority}", "self_certainty": "{kind: self_certainty}"}
+
+
+def cells(signals: Sequence[str], guards: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    return [
+        Cell(
+            "collapse",
+            f"{signal}-{guard}-seed{seed}",
+            CONFIGS / "lab.yaml",
+            (*LONG, *GUARDS[guard], f"reward={SIGNALS[signal]}", f"seed={seed}"),
+        )
+        for seed in seeds
+        for signal in signals
+        for guard in guards
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--signals", nargs="+", choices=list(SIGNALS), default=list(SIGNALS))
+    parser.add_argument("--guards", nargs="+", choices=list(GUARDS), default=list(GUARDS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--again", action="store_true", help="measure the named cells anew")
+    arguments = parser.parse_args()
+    measure_all(cells(arguments.signals, arguments.guards, arguments.seeds), again=arguments.again, jobs=arguments.jobs)
+    report()
+
+
+Results = dict[str, dict[int, dict[str, Any]]]
+"""By guard and seed."""
+
+
+def report() -> None:
+    rows: list[Row] = []
+    found = {signal: _found(signal) for signal in SIGNALS}
+    for signal, results in found.items():
+        rows += _rows(signal, results)
+    plot(found)
+    print_rows(rows, "Held-out pass@1 of long runs")
+    summaries = [r["summary"] for results in found.values() for by_seed in results.values() for r in by_seed.values()]
+    measured = merged([{key: summary[key] for key in ("versions", "commit", "machine")} for summary in summaries])
+    print(f"written to {write_results('collapse', rows, measured)}")
+
+
+def _found(signal: str) -> Results:
+    found: Results = {guard: {} for guard in GUARDS}
+    for guard in GUARDS:
+        for seed in range(20):
+            [cell] = cells([signal], [guard], [seed])
+            if cell.path.exists():
+                found[guard][seed] = read(cell)
+    return found
+
+
+def _rows(signal: str, results: Results) -> list[Row]:
+    peaks = {seed: peak(held_out(result)) for seed, result in results["unguarded"].items()}
+    rows = [_row(f"{signal}: start", {s: held_out(r)[0] for s, r in results["unguarded"].items()})]
+    rows.append(_row(f"{signal}: peak", peaks))
+    for guard, by_seed in results.items():
+        ends = {seed: end(result) for seed, result in by_seed.items()}
+        kept = {seed: ends[seed] / peaks[seed] for seed in ends.keys() & peaks.keys()}
+        falls = {seed: peaks[seed] - ends[seed] for seed in kept}
+        rows.append(_row(f"{signal}, {guard}: end", ends))
+        rows.append(_row(f"{signal}, {guard}: below the peak", falls))
+        rows.append(_row(f"{signal}, {guard}: share of the peak kept", kept, "ratio"))
+    return [row for row in rows if row.n]
+
+
+def held_out(result: dict[str, Any]) -> dict[int, float]:
+    [name] = result["summary"]["tasks"]
+    return curve_of(result, f"validation/{name}/pass@1")
+
+
+def peak(curve: dict[int, float], width: int = 3) -> float:
+    """Best moving average: a single best measurement would be luck in part."""
+    return float(np.convolve(list(curve.values()), np.ones(width) / width, mode="valid").max())
+
+
+def end(result: dict[str, Any]) -> float:
+    """Of the adapter that the run ended with."""
+    return held_out(result)[result["summary"]["adapter_iteration"]]
+
+
+def _row(name: str, by_seed: dict[int, float], unit: str = "share") -> Row:
+    if not by_seed:
+        return Row(name, float("nan"), unit)
+    mean, low, high = mean_interval(list(by_seed.values()))
+    return Row(name, mean, unit, low, high, len(by_seed), tuple(sorted(by_seed)))
+
+
+def plot(found: dict[str, Results]) -> None:
+    """One panel per signal and guard: every seed's curve, and where its final adapter lies."""
+    figure, grid = plt.subplots(len(found), len(GUARDS), figsize=(11, 3.4 * len(found)), sharex=True, sharey="row")
+    for row, (signal, results) in zip(np.atleast_2d(grid), found.items(), strict=True):
+        for axes, (guard, by_seed) in zip(row, results.items(), strict=True):
+            for seed, result in by_seed.items():
+                curve = held_out(result)
+                [line] = axes.plot(list(curve), list(curve.values()), linewidth=1, label=f"seed {seed}")
+                axes.plot(result["summary"]["adapter_iteration"], end(result), "o", color=line.get_color())
+            axes.set_title(f"{signal}, {guard}", fontsize=10)
+            axes.grid(alpha=0.3)
+        row[0].set_ylabel("held-out pass@1")
+    for axes in np.atleast_2d(grid)[-1]:
+        axes.set_xlabel("iteration (dot: the final adapter)")
+    np.atleast_2d(grid)[0, -1].legend(fontsize=7)
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURE, bbox_inches="tight")
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

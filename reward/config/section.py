@@ -1,0 +1,33 @@
+"""What the sections of all rewards share."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rollouts.config import Section
+
+
+class RewardSection(Section):
+    """Base of every reward's section. A reward made of others names them in `parts`."""
+
+    def parts(self) -> Mapping[str, "RewardSection"]:
+        """The rewards inside this one, by the dotted key at which each stands."""
+        return {}
+
+    @property
+    def sees_labels(self) -> bool:
+        """Whether this reward itself, its parts aside, is given reference answers: then it is no self-feedback."""
+        return False
+
+
+def all_rewards(reward: Any, key: str = "reward") -> Iterator[tuple[str, Any]]:
+    """A reward and all that it is made of, each with the dotted key at which it stands in a config."""
+    yield key, reward
+    for name, part in reward.parts().items():
+        yield from all_rewards(part, f"{key}.{name}")
+
+
+def check_template(template: str, *names: str, key: str = "template") -> None:
+    """Raises ValueError where a placeholder that the template cannot do without is missing."""
+    missing = [f"{{{name}}}" for name in names if f"{{{name}}}" not in template]
+    if missing:
+        raise ValueError(f"{key} lacks {' and '.join(missing)}")

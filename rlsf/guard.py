@@ -1,0 +1,172 @@
+"""Notices that a run goes astray, and says what to do. Decides on numbers alone; `rlsf.guarding` measures and acts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+from scipy import stats
+
+from rlsf.config.guard import Action, CanaryConfig, GuardConfig, WatchConfig
+
+CHANCE = 0.05
+"""One-sided: a fall that chance gives more often than this is no trouble."""
+
+
+@dataclass
+class GuardState:
+    """What the guard remembers; part of every checkpoint. All but `rollbacks` starts anew with each task."""
+
+    task: str = ""
+    votes: dict[str, str] = field(default_factory=dict)
+    """By canary prompt: the answer that the policy voted for when the task began."""
+    shares: list[list[float]] = field(default_factory=list)
+    """The last canary measurements, oldest first: share of right answers by prompt."""
+    best: list[float] = field(default_factory=list)
+    """Share by prompt, averaged over the best window so far."""
+    best_iteration: int | None = None
+    """Whose adapter is the one to go back to."""
+    recent: dict[str, list[float]] = field(default_factory=dict)
+    """The last values of each watched metric."""
+    start: dict[str, float] = field(default_factory=dict)
+    """What relative bounds are relative to."""
+    in_trouble: list[str] = field(default_factory=list)
+    """What was reported and has not recovered since."""
+    rollbacks: int = 0
+    """Over the whole run."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "GuardState":
+        """Raises ValueError where a value is of another type."""
+        return TypeAdapter(cls).validate_python(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do, and why."""
+
+    actions: tuple[Action, ...]
+    reason: str
+    to_iteration: int | None = None
+    """Whose adapter to go back to, where an action is to roll back."""
+
+
+class Guard:
+    """Follows the figures of one run."""
+
+    def __init__(self, config: GuardConfig, state: GuardState) -> None:
+        self._config = config
+        self.state = state
+
+    def begin(self, task: str, iteration: int) -> None:
+        """A task begins after `iteration`: how earlier ones looked says nothing about it."""
+        self.state = GuardState(task=task, rollbacks=self.state.rollbacks, best_iteration=iteration)
+
+    def take_baseline(self, shares: Sequence[float]) -> None:
+        """What the canary says before anything was learned: it stands for a whole window."""
+        assert self._config.canary is not None
+        self.state.best = list(shares)
+        self.state.shares = [list(shares)] * self._config.canary.window
+
+    def observe(
+        self, iteration: int, metrics: Mapping[str, float], canary: Sequence[float] | None = None
+    ) -> list[Verdict]:
+        """Take in an iteration. `state.best_iteration` is `iteration` afterwards where it is the one to go back to.
+
+        Args:
+            canary: share of right answers by canary prompt; None where it was not measured.
+
+        Returns:
+            What is newly in trouble: nothing twice until it has recovered, and at most one verdict that rolls back.
+        """
+        verdicts = [self._watch(watch, metrics) for watch in self._config.watch]
+        if self._config.canary is not None and canary is not None:
+            verdicts.append(self._follow(self._config.canary, iteration, canary))
+        elif self._config.canary is None and not self._rolls_back_in_trouble():
+            self.state.best_iteration = iteration
+        return self._with_one_way_back([verdict for verdict in verdicts if verdict is not None])
+
+    def _watch(self, watch: WatchConfig, metrics: Mapping[str, float]) -> Verdict | None:
+        key = _key(watch)
+        if watch.metric not in metrics:
+            return None
+        recent = [*self.state.recent.get(key, []), metrics[watch.metric]][-watch.window :]
+        self.state.recent[key] = recent
+        if len(recent) < watch.window:
+            return None
+        value = float(np.mean(recent))
+        if watch.relative and key not in self.state.start:
+            self.state.start[key] = value
+            return None
+        bound = _threshold(watch) * (self.state.start[key] if watch.relative else 1.0)
+        is_trouble = value > bound if watch.above is not None else value < bound
+        if not self._is_news(key, is_trouble):
+            return None
+        side = "above" if watch.above is not None else "below"
+        what = f"{_threshold(watch):g} times its start, {bound:.4g}" if watch.relative else f"{bound:.4g}"
+        reason = f"{watch.metric} is {value:.4g} (mean of {watch.window}), {side} {what}"
+        return Verdict(watch.then, reason, self.state.best_iteration)
+
+    def _follow(self, canary: CanaryConfig, iteration: int, shares: Sequence[float]) -> Verdict | None:
+        self.state.shares = [*self.state.shares, list(shares)][-canary.window :]
+        if len(self.state.shares) < canary.window:
+            return None
+        current, best = np.mean(self.state.shares, axis=0), np.asarray(self.state.best)
+        if current.mean() > best.mean():
+            self.state.best, self.state.best_iteration = current.tolist(), iteration
+        drop = best - current
+        is_trouble = drop.mean() > canary.max_drop * best.mean() and _beyond_chance(drop)
+        if not self._is_news("canary", is_trouble):
+            return None
+        what = "references" if canary.truth == "references" else "the votes it began with"
+        reason = (
+            f"{current.mean():.3f} of the canary's answers agree with {what} (mean of {canary.window}), down from "
+            f"{best.mean():.3f} in iteration {self.state.best_iteration}"
+        )
+        return Verdict(canary.then, reason, self.state.best_iteration)
+
+    def _is_news(self, key: str, is_trouble: bool) -> bool:
+        known = key in self.state.in_trouble
+        if is_trouble and not known:
+            self.state.in_trouble.append(key)
+        elif known and not is_trouble:
+            self.state.in_trouble.remove(key)
+        return is_trouble and not known
+
+    def _rolls_back_in_trouble(self) -> bool:
+        return any("roll_back" in w.then and _key(w) in self.state.in_trouble for w in self._config.watch)
+
+    def _with_one_way_back(self, verdicts: list[Verdict]) -> list[Verdict]:
+        """Only the first verdict that rolls back does; past `max_rollbacks` it ends the run as well."""
+        result: list[Verdict] = []
+        rolled_back = False
+        for verdict in verdicts:
+            if "roll_back" in verdict.actions and rolled_back:
+                verdict = replace(verdict, actions=("warn",))
+            elif "roll_back" in verdict.actions:
+                rolled_back = True
+                if self.state.rollbacks >= self._config.max_rollbacks and "stop" not in verdict.actions:
+                    verdict = replace(verdict, actions=(*verdict.actions, "stop"))
+            result.append(verdict)
+        if rolled_back:
+            self.state.rollbacks += 1
+            self.state.shares, self.state.recent, self.state.in_trouble = [], {}, []
+        return result
+
+
+def _key(watch: WatchConfig) -> str:
+    return f"{watch.metric} {'above' if watch.above is not None else 'below'} {_threshold(watch):g}"
+
+
+def _threshold(watch: WatchConfig) -> float:
+    bound = watch.above if watch.above is not None else watch.below
+    assert bound is not None, "the config has one of the two"
+    return bound
+
+
+def _beyond_chance(drop: np.ndarray) -> bool:
+    """Whether the mean of (prompts,) paired differences is above 0 by a one-sided t test."""
+    if drop.std() == 0:
+        return bool(drop.mean() > 0)
+    return bool(stats.ttest_1samp(drop, 0.0, alternative="greater").pvalue < CHANCE)

@@ -1,0 +1,216 @@
+"""What `rlsf signals` does."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from reward.config import RewardConfig
+from reward.factory import make_reward
+from rlsf.config.load import load_config, load_section
+from rlsf.display import Display, say
+from rlsf.errors import RunDirError
+from rlsf.evaluation.command import copied, find_adapter
+from rlsf.evaluation.grading import Grader
+from rlsf.files import mendable_output
+from rlsf.offline.completions import read_completions
+from rlsf.offline.config import ScoreConfig, SignalsConfig, load_score_config
+from rlsf.offline.demands import Demands, check_references, demands_of, no_model_error
+from rlsf.offline.models import Adapters, Models, open_models
+from rlsf.offline.plot import plot_signals
+from rlsf.offline.rollouts import make_rollouts
+from rlsf.offline.signals import DEFAULT_SIGNALS, SignalReport, measure_signals
+from rlsf.offline.stored import LIMIT, StoredGroup, describe_versions, nearest_groups, version_at
+from rlsf.offline.table import signals_table, write_signals
+from rlsf.replay import ReplayStore
+from rlsf.run_dir import RunDir
+from rlsf.same import check_same_config, check_same_data
+from rlsf.scorer import Scorer
+from rlsf.seeds import derive_seed
+from rlsf.tasks import build_stream
+from rollouts.types import Prompt, Rollout
+
+Signals = Mapping[str, RewardConfig]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """The rollouts of one task that signals are measured on."""
+
+    grader: Grader
+    prompts: Sequence[Prompt]
+    rollouts: Sequence[Sequence[Rollout]]
+
+
+def signals_of_file(
+    path: Path, console: Console, *, config: Path | None, signals: Path | None, limit: int | None, output: Path | None
+) -> None:
+    """Measure signals on the completions of a file.
+
+    Args:
+        config: a `ScoreConfig` or the config of a run; None is the former's defaults.
+        signals: a `SignalsConfig`; None measures DEFAULT_SIGNALS, as far as there is a model for them.
+        limit: at most this many groups, the first of the file.
+
+    Raises:
+        RlsfError, EngineError, RewardError: with a message for the user.
+    """
+    _check_folder(output)
+    settings = load_score_config(config) if config is not None else ScoreConfig()
+    groups = read_completions(path, settings)[:limit]
+    chosen = _chosen(signals)
+    if settings.model is None:
+        chosen = _without_model(chosen, signals, console)
+    for name, reward in chosen.items():
+        check_references(reward, groups, f"signals.{name}")
+    demands = _demands(chosen)
+    grader = Grader(settings.task)
+    with (
+        Display(console, f"rlsf signals {path}", total=len(chosen)) as display,
+        open_models(settings.model, settings.engine, demands, display, seed=settings.seed) as models,
+    ):
+        rollouts = make_rollouts(groups, settings, demands, models, display)
+        material = Material(grader, [group.prompt for group in groups], rollouts)
+        reports = _measure(chosen, material, models, display, seed=settings.seed)
+    _show(reports, {"file": str(path), "config": config and str(config)}, output, console)
+
+
+def signals_of_run(
+    directory: RunDir, console: Console, *, adapter: str, signals: Path | None, limit: int | None, output: Path | None
+) -> None:
+    """Measure signals on what a run has kept in its replay store, task by task. The run itself is not touched.
+
+    Args:
+        adapter: whose probabilities count: `last`, `best`, `base`, or the number of an iteration whose checkpoint is
+            still there.
+        signals: a `SignalsConfig`; None measures DEFAULT_SIGNALS.
+        limit: at most this many groups per task; None is LIMIT.
+
+    Raises:
+        RlsfError, EngineError, RewardError: with a message for the user.
+    """
+    _check_folder(output)
+    config = load_config(directory.config)
+    check_same_config(directory, config)
+    stream = build_stream(config)
+    check_same_data(directory, stream)
+    folder, iteration = find_adapter(directory, adapter)
+    version = version_at(directory, iteration)
+    chosen = _chosen(signals)
+    demands = _demands(chosen, tokens_are_known=True)
+    kept: dict[str, list[StoredGroup]] = {}
+    with ReplayStore.open_read_only(directory.replay) as store:
+        for task in stream.tasks:
+            groups = nearest_groups(store, task, iteration=iteration, version=version, limit=limit or LIMIT)
+            if groups:
+                kept[task.name] = groups
+    if not kept:
+        raise RunDirError(f"{directory.path}: its replay store is empty; let it run for an iteration first")
+    found: dict[str, list[SignalReport]] = {}
+    with ExitStack() as stack:
+        into = Path(stack.enter_context(TemporaryDirectory(prefix="rlsf_signals_")))
+        adapters = _copies(directory, folder, into)
+        display = stack.enter_context(Display(console, f"rlsf signals {directory.path}", len(chosen) * len(kept)))
+        models = stack.enter_context(
+            open_models(config.model, config.engine, demands, display, seed=config.seed, adapters=adapters)
+        )
+        for task in stream.tasks:
+            groups = kept.get(task.name, [])
+            if groups:
+                display.say(f"task {task.name}: {describe_versions(groups, version)}")
+                material = Material(
+                    Grader(task.config), [group.prompt for group in groups], [group.rollouts for group in groups]
+                )
+                found[task.name] = _measure(chosen, material, models, display, seed=config.seed)
+    for name, reports in found.items():
+        source = {"run": str(directory.path), "adapter": adapter, "iteration": iteration, "policy_version": version}
+        _show(reports, source, output / name if output is not None and len(found) > 1 else output, console)
+
+
+def _chosen(path: Path | None) -> Signals:
+    return load_section(path, SignalsConfig).signals if path is not None else DEFAULT_SIGNALS
+
+
+def _demands(signals: Signals, *, tokens_are_known: bool = False) -> Demands:
+    """Of all together; rollouts of a run bring their tokens and log-probabilities along."""
+    demands = reduce(or_, (demands_of(config, make_reward(config).needs) for config in signals.values()))
+    return Demands(policy=demands.policy, engine=demands.engine) if tokens_are_known else demands
+
+
+def _without_model(signals: Signals, path: Path | None, console: Console) -> Signals:
+    """Raises ConfigError where somebody asked for a signal that demands a model."""
+    possible = {name: config for name, config in signals.items() if not _demands({name: config}).any}
+    missing = [name for name in signals if name not in possible]
+    mend = "give --config FILE with `model: {source: ...}` in it (lab, a hub id, a folder or a .gguf file)"
+    if missing and path is not None:
+        raise no_model_error(signals[missing[0]], f"signals.{missing[0]}", mend)
+    say(
+        console,
+        f"No model is named, so {len(missing)} signals that read probabilities or count tokens are left out; {mend}.",
+    )
+    return possible
+
+
+def _copies(directory: RunDir, adapter: Path | None, into: Path) -> Adapters:
+    latest = directory.latest_checkpoint()
+    reference = latest / "policy" / "reference" if latest is not None else None
+    return Adapters(
+        copied(adapter, into) if adapter is not None else None,
+        copied(reference, into) if reference is not None and reference.exists() else None,
+    )
+
+
+def _measure(
+    signals: Signals, material: Material, models: Models, display: Display, *, seed: int
+) -> list[SignalReport]:
+    grader = material.grader
+
+    def make_scorer(config: RewardConfig) -> Scorer:
+        reward = make_reward(config, graders={grader.task: grader.verifier})
+        return Scorer(reward, {grader.task: grader}, models.policy, models.engine)
+
+    return measure_signals(
+        signals,
+        material.prompts,
+        material.rollouts,
+        grader,
+        make_scorer,
+        seed=derive_seed(seed, "signals"),
+        phase=display.step,
+    )
+
+
+def _show(reports: Sequence[SignalReport], source: dict[str, Any], output: Path | None, console: Console) -> None:
+    first = reports[0]
+    what = f"{first.rollouts} rollouts of {first.prompts} prompts of task {first.task}"
+    if first.right is None:
+        say(console, f"{what}: none has a reference, so this is what can be said without the truth.")
+    else:
+        part = "" if first.labelled == first.groups else f"; {first.labelled} of {first.groups} groups have a reference"
+        say(console, f"{what}, {first.right:.1%} right{part}")
+    console.print(signals_table(reports))
+    if output is None:
+        return
+    with mendable_output(output):
+        write_signals(reports, source, output)
+        if first.right is not None:
+            plot_signals(reports, output / "signals.png")
+    say(console, f"Written to {output}")
+
+
+def _check_folder(output: Path | None) -> None:
+    """Raises RunDirError where nothing can be written into it: to learn that after long work would be too late."""
+    if output is None:
+        return
+    if output.exists() and not output.is_dir():
+        raise RunDirError(f"--output: {output} is a file; name a folder")
+    with mendable_output(output):
+        output.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=output):
+            pass

@@ -1,0 +1,134 @@
+"""What `rlsf score` does."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reward.factory import make_reward
+from reward.types import Score
+from rlsf.display import Display, say
+from rlsf.evaluation.grading import Grader
+from rlsf.files import check_output, mendable_output, write_parts
+from rlsf.offline.batches import score_in_batches
+from rlsf.offline.completions import Completion, CompletionGroup, read_completions
+from rlsf.offline.config import TASK, ScoreConfig
+from rlsf.offline.demands import check_references, demands_of, no_model_error, remembers
+from rlsf.offline.models import open_models
+from rlsf.offline.rollouts import make_rollouts
+from rlsf.replay.show import visible
+from rlsf.scorer import Scorer
+from rlsf.seeds import derive_seed
+
+SHOWN = 12
+"""Rows of the table where nothing is written."""
+NAME_A_MODEL = "add `model: {source: ...}` to the config (lab, a hub id, a folder or a .gguf file)"
+
+Row = tuple[Completion, Score]
+
+
+def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Path | None) -> None:
+    """Score the completions of a file, and write them with their rewards, in their order, or show the first.
+
+    Raises:
+        RlsfError, EngineError, RewardError: with a message for the user.
+    """
+    if output is not None:
+        check_output(output)
+    groups = read_completions(path, config)
+    grader = Grader(config.task)
+    reward = make_reward(config.reward, graders={TASK: grader.verifier})
+    demands = demands_of(config.reward, reward.needs)
+    if demands.any and config.model is None:
+        raise no_model_error(config.reward, "reward", NAME_A_MODEL)
+    check_references(config.reward, groups, "reward")
+    prompts = [group.prompt for group in groups]
+    total = sum(len(group.completions) for group in groups)
+    with (
+        Display(console, f"rlsf score {path}", total=total) as display,
+        open_models(config.model, config.engine, demands, display, seed=config.seed) as models,
+    ):
+        rollouts = make_rollouts(groups, config, demands, models, display)
+        scorer = Scorer(reward, {TASK: grader}, models.policy, models.engine)
+        try:
+            with display.phase("score"):
+                scored = score_in_batches(
+                    scorer,
+                    prompts,
+                    rollouts,
+                    whole=remembers(config.reward),
+                    seed=derive_seed(config.seed, "score"),
+                    advance=display.advance,
+                )
+        finally:
+            scorer.close()
+    rows = _in_order(groups, scored.scores)
+    if output is None:
+        console.print(_table(rows))
+    else:
+        with mendable_output(output):
+            write_parts(output, map(_line, rows))
+    say(console, summary(rows, len({prompt.id for prompt in prompts}), scored.counts))
+    if output is not None:
+        say(console, f"Written to {output}")
+
+
+def _in_order(groups: Sequence[CompletionGroup], scores: Sequence[Sequence[Score]]) -> list[Row]:
+    """As the completions stand in the file."""
+    rows = [
+        row
+        for group, group_scores in zip(groups, scores, strict=True)
+        for row in zip(group.completions, group_scores, strict=True)
+    ]
+    return sorted(rows, key=lambda row: row[0].position)
+
+
+def _line(row: Row) -> str:
+    completion, score = row
+    scored = {"reward": score.value, "components": dict(score.components), "evidence": dict(score.evidence)}
+    return json.dumps({**completion.columns, **scored}, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(title=f"The first {SHOWN} of {len(rows)}" if len(rows) > SHOWN else None, title_justify="left")
+    table.add_column("row", justify="right")
+    table.add_column("prompt", max_width=28, no_wrap=True)
+    table.add_column("completion", no_wrap=True)
+    table.add_column("reward", justify="right")
+    for completion, score in rows[:SHOWN]:
+        table.add_row(
+            str(completion.position + 1),
+            _clipped(_asked(completion.columns["prompt"])),
+            _clipped(completion.text),
+            "no opinion" if score.value is None else f"{score.value:.4g}",
+        )
+    return table
+
+
+def _asked(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+def _clipped(text: str) -> Text:
+    return Text(visible(" ".join(text.split())), overflow="ellipsis")
+
+
+def summary(rows: Sequence[Row], prompts: int, counts: Mapping[str, float]) -> str:
+    """What a person wants to know first."""
+    return " ".join(_summary(rows, prompts, counts))
+
+
+def _summary(rows: Sequence[Row], prompts: int, counts: Mapping[str, float]) -> Iterator[str]:
+    known = [score.value for _, score in rows if score.value is not None]
+    silent = len(rows) - len(known)
+    yield f"{len(rows)} completions of {prompts} prompts:"
+    if known:
+        yield f"mean reward {np.mean(known):.4g}, deviation {np.std(known):.4g}, {min(known):.4g} to {max(known):.4g};"
+    yield f"no opinion on {silent} ({silent / len(rows):.0%})"
+    if counts:
+        yield "(" + ", ".join(f"{name} {amount:g}" for name, amount in counts.items()) + ")"

@@ -1,0 +1,183 @@
+"""The guard's decisions, on figures made by hand; and what a run does about them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlsf.config.guard import CanaryConfig, GuardConfig, WatchConfig
+from rlsf.guard import Guard, GuardState, Verdict
+from rlsf.run_dir import read_jsonl
+from tests.killing import run_cli
+from tests.lab_run import metrics_of, run_lab
+
+
+def watching(**settings: Any) -> Guard:
+    guard = Guard(GuardConfig(watch=(WatchConfig(**settings),)), GuardState())
+    guard.begin("t", 0)
+    return guard
+
+
+def feed(guard: Guard, values: Sequence[float], metric: str = "m") -> dict[int, list[Verdict]]:
+    """Verdicts by iteration, those without any left out."""
+    found = {i: guard.observe(i, {metric: value}) for i, value in enumerate(values, start=1)}
+    return {i: verdicts for i, verdicts in found.items() if verdicts}
+
+
+def test_a_watch_compares_the_mean_of_its_window_and_reports_once_until_it_recovers() -> None:
+    guard = watching(metric="m", above=1.0, window=2)
+    found = feed(guard, [0, 3, 3, 3, 0, 0, 3, 3])  # means: -, 1.5, 3, 3, 1.5, 0, 1.5, 3
+    assert list(found) == [2, 7]
+    assert found[2][0].reason == "m is 1.5 (mean of 2), above 1"
+
+
+def test_a_watch_below_relative_to_its_start() -> None:
+    guard = watching(metric="m", below=0.5, relative=True, window=2)
+    found = feed(guard, [4, 2, 2, 1.1, 1.1])  # start 3, bound 1.5; means: 3, 2, 1.55, 1.1
+    assert list(found) == [5]
+    assert "0.5 times its start, 1.5" in found[5][0].reason
+
+
+def test_a_metric_that_is_not_there_is_no_trouble() -> None:
+    assert feed(watching(metric="m", above=0.0, window=1), [5, 5], metric="other") == {}
+
+
+def test_without_a_canary_the_way_back_leads_to_the_last_sound_iteration() -> None:
+    guard = watching(metric="m", above=1.0, window=1, then=("roll_back",))
+    found = feed(guard, [0, 0, 0, 5])
+    assert found[4][0].to_iteration == 3
+    assert feed(guard, [5])[1][0].to_iteration == 3  # in trouble again at once, and still back to the sound one
+
+
+def canary(**settings: Any) -> Guard:
+    config = CanaryConfig(**{"window": 1, "max_drop": 0.1, **settings})
+    guard = Guard(GuardConfig(canary=config, watch=(), max_rollbacks=1), GuardState())
+    guard.begin("t", 0)
+    return guard
+
+
+RIGHT = np.tile([0.4, 0.6, 0.5, 0.5], 8)
+
+
+def test_the_canary_follows_the_best_and_tells_a_fall_from_chance() -> None:
+    guard = canary()
+    guard.take_baseline(RIGHT.tolist())
+    assert guard.state.best_iteration == 0
+    assert guard.observe(1, {}, (RIGHT + 0.1).tolist()) == []
+    assert guard.state.best_iteration == 1
+    assert guard.observe(2, {}, (RIGHT + 0.05).tolist()) == []  # 8% lower: within max_drop
+    one_prompt = RIGHT + 0.1
+    one_prompt[0] -= 0.5 * 8  # 13% lower on average, but on a single prompt: chance
+    assert guard.observe(3, {}, one_prompt.tolist()) == []
+    [verdict] = guard.observe(4, {}, (RIGHT - 0.1).tolist())
+    assert verdict.actions == ("roll_back", "lower_rate") and verdict.to_iteration == 1
+    assert "0.400" in verdict.reason and "0.600 in iteration 1" in verdict.reason
+
+
+def test_the_baseline_stands_for_a_whole_window() -> None:
+    guard = canary(window=3)
+    guard.take_baseline(RIGHT.tolist())
+    assert guard.observe(1, {}, (RIGHT + 0.3).tolist()) == []
+    assert np.mean(guard.state.best) == pytest.approx(0.6)  # (0.5 + 0.5 + 0.8) / 3
+
+
+def test_past_the_allowed_rollbacks_trouble_ends_the_run() -> None:
+    guard = canary()
+    guard.take_baseline(RIGHT.tolist())
+    [first] = guard.observe(1, {}, (RIGHT - 0.2).tolist())
+    [second] = guard.observe(2, {}, (RIGHT - 0.2).tolist())
+    assert "stop" not in first.actions and second.actions == ("roll_back", "lower_rate", "stop")
+    assert second.to_iteration == 0 and guard.state.rollbacks == 2
+
+
+def test_only_one_verdict_of_an_iteration_rolls_back() -> None:
+    watches = tuple(WatchConfig(metric=m, above=0.0, window=1, then=("roll_back", "lower_rate")) for m in "ab")
+    guard = Guard(GuardConfig(watch=watches), GuardState())
+    guard.begin("t", 0)
+    verdicts = guard.observe(1, {"a": 1.0, "b": 1.0})
+    assert [v.actions for v in verdicts] == [("roll_back", "lower_rate"), ("warn",)]
+    assert guard.state.rollbacks == 1
+
+
+def test_a_new_task_starts_anew_but_rollbacks_count_over_the_run() -> None:
+    guard = canary()
+    guard.take_baseline(RIGHT.tolist())
+    guard.observe(1, {}, (RIGHT - 0.2).tolist())
+    guard.begin("next", 5)
+    assert guard.state == GuardState(task="next", rollbacks=1, best_iteration=5)
+
+
+def test_the_state_survives_json() -> None:
+    guard = canary(window=2)
+    guard.take_baseline(RIGHT.tolist())
+    guard.observe(1, {"m": 1.0}, (RIGHT + 0.1).tolist())
+    assert GuardState.from_json(json.loads(json.dumps(asdict(guard.state)))) == guard.state
+
+
+# -- in a run ----------------------------------------------------------------------------------------------------------
+
+ASTRAY = """
+tasks: [{name: sum, source: $sums, max_tokens: 8, split: {validation: 16, test: 16}}]
+sampling: {n: 4}
+reward: {kind: length_penalty, max_tokens: 8}  # the shortest answer wins, right or wrong
+algorithm: {kind: grpo, learning_rate: 1.0e-2}
+loop: {iterations: 6, prompts: 8, checkpoint_every: 2}
+evaluation: {every: 100}
+preflight: {enabled: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a hackable reward and a rate that ruins it, and a canary of votes."""
+    canary = "guard={canary: {truth: votes, prompts: 16, window: 1, max_drop: 0.1}, watch: [], max_rollbacks: 1}"
+    return run_lab(tmp_path_factory.mktemp("guarded"), ASTRAY, canary, "evaluation.select=canary")
+
+
+def test_a_run_goes_back_lowers_its_rate_and_stops(guarded: Path) -> None:
+    log = list(read_jsonl(guarded / "guard.jsonl"))
+    assert [row["actions"] for row in log] == [["roll_back", "lower_rate"], ["roll_back", "lower_rate", "stop"]]
+    rows = metrics_of(guarded)
+    rates = [rows[i]["train/learning_rate"] for i in sorted(rows) if "train/learning_rate" in rows[i]]
+    assert rates[0] == pytest.approx(1e-2) and rates[-1] == pytest.approx(5e-3)
+    summary = json.loads((guarded / "summary.json").read_text())
+    assert summary["stop_reason"].startswith("guard: ") and summary["iterations"] < 6
+    assert summary["guard"] == log
+    assert summary["labels"]["validation_labels_choose"] is False
+    to = log[-1]["to_iteration"]
+    assert summary["adapter_iteration"] == to == 0  # nothing was ever better than the start
+    assert summary["tasks"]["sum"]["change"]["pass@1"]["value"] == 0.0
+
+
+def test_without_the_guard_the_same_run_is_ruined(tmp_path: Path) -> None:
+    run = run_lab(tmp_path, ASTRAY)
+    change = json.loads((run / "summary.json").read_text())["tasks"]["sum"]["change"]["pass@1"]
+    assert change["high"] < 0
+
+
+def test_a_guarded_run_resumes_bit_for_bit(guarded: Path, tmp_path: Path) -> None:
+    canary = "guard={canary: {truth: votes, prompts: 16, window: 1, max_drop: 0.1}, watch: [], max_rollbacks: 1}"
+    run = run_lab(tmp_path, ASTRAY, canary, "evaluation.select=canary", "loop.checkpoint_every=1")
+    stopped = json.loads((run / "summary.json").read_text())["iterations"]
+    (run / "latest").write_text(f"iter_{stopped - 1:06d}\n")
+    (run / "summary.json").unlink()
+    assert run_cli(["resume", str(run)], tmp_path / "log2") == 0, (tmp_path / "log2").read_text()
+    assert metrics_of(run) == metrics_of(guarded)
+    assert list(read_jsonl(run / "guard.jsonl")) == list(read_jsonl(guarded / "guard.jsonl"))
+
+
+def test_the_default_watches_warn_without_touching_the_run() -> None:
+    config = GuardConfig()
+    assert {watch.then for watch in config.watch} == {("warn",)} and not config.rolls_back
+
+
+def test_a_canary_on_which_no_vote_is_decisive_says_so_and_stays_silent(tmp_path: Path) -> None:
+    run = run_lab(
+        tmp_path, ASTRAY, "guard={canary: {truth: votes, prompts: 16, min_share: 1.0, votes: 64}}", "loop.iterations=1"
+    )
+    assert "none of the 16 canary prompts" in (tmp_path / "log").read_text()
+    assert "guard/canary" not in metrics_of(run)[1]
