@@ -109,7 +109,7 @@ def score(
 ) -> None:
     """Score completions from a file, without a run.
 
-    Example: rlsf score answers.jsonl --reward configs/smoke.yaml --output scored.jsonl
+    Example: rlsf score answers.jsonl --reward reward.yaml --output scored.jsonl
     """
     from rlsf.offline.config import load_score_config
     from rlsf.offline.score import score_file

@@ -11,10 +11,12 @@ import torch
 
 from reward.factory import make_reward
 from reward.types import RewardError
+from reward.verifiers import make_verifier
 from rlsf.algorithms import create_algorithm
 from rlsf.algorithms.sft import WarmStart, answer_ids
 from rlsf.config.schema import RunConfig
 from rlsf.display import Display
+from rlsf.embedding import policy_embedder
 from rlsf.errors import ConfigError, RlsfError, RunDirError, TrainingError, is_out_of_memory
 from rlsf.evaluation.evaluate import Evaluation, evaluate
 from rlsf.evaluation.grading import Grader
@@ -89,11 +91,12 @@ class Run:
         config, directory = self.config, self.directory
         self.tracker = create_tracker(config, directory, self.state.tracking, iteration=self.state.iteration)
         parts.callback(self.tracker.finish)
-        self.graders = {task.name: Grader(task.config) for task in self.stream.tasks}
-        verifiers = {name: grader.verifier for name, grader in self.graders.items()}
-        self.reward = make_reward(config.reward, graders=verifiers)
+        verifiers = {task.name: make_verifier(task.config.verifier, task.config.answer) for task in self.stream.tasks}
+        self.reward = make_reward(config.reward, graders=verifiers)  # one that cannot be made should say so at once
         self._model_path = resolve_model(config.model.source)
         self.policy = Policy.create(self._model_path, config.model, seed=self.seed("lora"))
+        embed = policy_embedder(self.policy)
+        self.graders = {task.name: Grader(task.config, embed) for task in self.stream.tasks}
         self.algorithm = create_algorithm(
             config.algorithm,
             self.policy,

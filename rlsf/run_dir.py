@@ -26,7 +26,7 @@ from rlsf.files import clear_os_errors, fsync, remove, write_text
 OWN = {
     "config.yaml", "versions.json", "metrics.jsonl", "timings.jsonl", "summary.json", "samples",
     "evaluations", "replay", "checkpoints", "failures", "outbox", "latest", "tensorboard", "wandb", ".lock",
-    "evidence.html",
+    "guard.jsonl", "targets.jsonl", "evidence.html",
 }  # fmt: skip
 """What rlsf itself puts into the folder of a run."""
 

@@ -95,7 +95,7 @@ CONFIGS = {
     ),
     "no such reward": (
         lambda config: config + "\nreward: {kind: applause}\n",
-        'reward.kind: found "applause"; expected one of majority, verifier',
+        'reward.kind: found "applause"; expected one of majority, semantic_entropy',
     ),
     "no such file of functions": (
         lambda config: config + "\nreward: {kind: function, path: nothing.py:f}\n",

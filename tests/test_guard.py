@@ -11,7 +11,7 @@ import pytest
 
 from rlsf.config.guard import CanaryConfig, GuardConfig, WatchConfig
 from rlsf.guard import Guard, GuardState, Verdict
-from rlsf.run_dir import read_jsonl
+from rlsf.run_dir import OWN, read_jsonl
 from tests.killing import run_cli
 from tests.lab_run import metrics_of, run_lab
 
@@ -181,3 +181,7 @@ def test_a_canary_on_which_no_vote_is_decisive_says_so_and_stays_silent(tmp_path
     )
     assert "none of the 16 canary prompts" in (tmp_path / "log").read_text()
     assert "guard/canary" not in metrics_of(run)[1]
+
+
+def test_what_the_guard_writes_belongs_to_the_run(guarded: Path) -> None:
+    assert {path.name for path in guarded.iterdir()} <= OWN  # else --overwrite would refuse the folder

@@ -149,7 +149,7 @@ def test_the_schedule_ends_with_the_run(metrics):
 def test_only_the_loop_moves_the_running_statistics_of_the_reward(run, groups):
     """Neither the trial before the warm start nor the preflight does."""
     state = read(run / "checkpoints" / "iter_000004" / "state.json")["reward"]
-    count, mean, _ = state["running"]["certainty"]
+    count, mean, _ = state["running"]["certainty"][""]
     certainty = [
         e.score.components["certainty"] for part in groups.values() for group in part for e in group.experiences
     ]

@@ -431,6 +431,15 @@ def test_a_model_is_asked_for_where_one_is_needed_and_nothing_is_written(tmp_pat
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_answers_in_free_text_are_compared_by_the_named_model(tmp_path: Path) -> None:
+    config = "reward: {kind: majority}\nanswer: {kind: text, equivalence: {kind: embedding, max_distance: 1.99}}\n"
+    rows = [{"prompt": "Who?", "completions": ["Paris", "the city of Paris", "42"]}]
+    said = score(tmp_path, rows, config, fails=True)
+    assert "answer.equivalence: embedding takes a model, and none is named: add `model" in said
+    score(tmp_path, rows, config + "model: {source: lab}\n")
+    assert [row["reward"] for row in scored(tmp_path)] == [1, 1, 1]  # at such a distance everything is the same
+
+
 def test_length_counts_the_tokens_of_the_named_model(tmp_path: Path) -> None:
     config = "reward: {kind: length_penalty, max_tokens: 10}\nmodel: {source: lab}\n"
     score(tmp_path, [{"prompt": "7 + 5 = ?", "completion": "12"}], config)
@@ -498,6 +507,19 @@ def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("rlsf.offline.batches.BATCH", 4)
     score_file(source, config, Console(), output=output)
     assert scored(tmp_path) == whole
+
+
+def test_the_table_shows_rewards_beside_completions_of_any_length(tmp_path: Path) -> None:
+    long = [{"prompt": "why " * 40, "completion": text} for text in ("because " * 40, "\x1b[31mred", "7")]
+    source, config = write(tmp_path / "answers.jsonl", [*long, *ROWS]), write(tmp_path / "reward.yaml", MAJORITY)
+    arguments = ["score", str(source), "--reward", str(config), "--set", "reward.min_share=0.5"]
+    assert run_cli(arguments, tmp_path / "log") == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert max(map(len, lines[:-1])) <= 80
+    first = next(line for line in lines if "because" in line)
+    assert first.split("│")[1].strip() == "1" and first.split("│")[4].strip() == "no opinion"
+    assert "\x1b" not in (tmp_path / "log").read_text()
+    assert next(line for line in lines if "│ 13" in line).split("│")[4].strip() == "0"
 
 
 def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:

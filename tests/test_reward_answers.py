@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from reward.answers import answer_in_rollout, canonical_answer, find_answer, make_extractor
+from reward.answers import answer_in_rollout, answer_span, canonical_answer, find_answer, make_extractor
 from reward.config import AnswerConfig
 from rollouts.types import Rollout, SamplingParams
 from tests.reward_fakes import NUMBER, rollout
@@ -338,3 +338,116 @@ def test_text_is_the_whole_completion_folded() -> None:
 def test_a_useless_answer_config_is_refused(settings: dict[str, str], word: str) -> None:
     with pytest.raises(ValidationError, match=word):
         AnswerConfig(**settings)
+
+
+def stands(text: str, *, stop: str = "", **settings: str) -> str | None:
+    """The part of the text that the span covers, with a bar at either end in the whole text."""
+    completion = replace(rollout(text), sampling=SamplingParams(stop=(stop,) if stop else ()))
+    span = answer_span(completion, AnswerConfig(**settings))
+    return None if span is None else f"{text[: span[0]]}|{text[slice(*span)]}|{text[span[1] :]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "marked"),
+    [
+        ("12", "|12|"),
+        (" 12.\n", " |12|.\n"),
+        ("5 + 7 = 12. The answer is 12", "5 + 7 = 12. The answer is |12|"),
+        ("12 + 0 = 12", "12 + 0 = |12|"),
+        ("112 is not it. It is 12", "112 is not it. It is |12|"),
+        ("It is -3.5.", "It is |-3.5|."),
+        ("It is 1,000 or so = 1,000", "It is 1,000 or so = |1,000|"),
+        ("4 - 8 = −4", "4 - 8 = |−4|"),
+        ("= +5", "= |+5|"),
+        ("It is -$12.50", "It is |-$12.50|"),
+        ("It is $-12", "It is $|-12|"),
+        ("It costs \\$12 and is \\$12", "It costs \\$12 and is \\$|12|"),
+        ("Answer: **2** cm^2", "Answer: **|2|** cm^2"),
+        ("1 = 3 m3", "1 = |3| m3"),
+        ("the area is 12 cm^2.", "the area is |12| cm^2."),
+        ("1/2 = 2/4 = 1/2", "1/2 = 2/4 = |1/2|"),
+        (r"1/2 is \frac{1}{2}", r"1/2 is |\frac{1}{2}|"),
+        (r"\frac{1}{2} is 1/2", r"\frac{1}{2} is |1/2|"),
+        (r"$x = -\dfrac 1{12}$.", r"$x = |-\dfrac 1{12}|$."),
+        (r"So \frac12 = \boxed{\frac12}", r"So \frac12 = \boxed{|\frac12|}"),
+        (r"= \frac{1}{2} cm^2", r"= |\frac{1}{2}| cm^2"),
+        ("1e3 = 1e3 %", "1e3 = |1e3| %"),
+        ("5 and 7", None),
+    ],
+)
+def test_span_of_a_number(text: str, marked: str | None) -> None:
+    assert stands(text, kind="number") == marked
+
+
+@pytest.mark.parametrize(
+    ("settings", "text", "marked"),
+    [
+        (
+            {"kind": "boxed"},
+            r"\boxed{1} is \boxed{ \frac{1}{2} }, not 1/2",
+            r"\boxed{1} is \boxed{ |\frac{1}{2}| }, not 1/2",
+        ),
+        ({"kind": "tag"}, "Rome <answer>\nRome\n</answer> Rome", "Rome <answer>\n|Rome|\n</answer> Rome"),
+        ({"kind": "regex", "pattern": "A: (.*)"}, "A: 7\nA: 7 \n", "A: 7\nA: |7| \n"),
+        ({"kind": "regex", "pattern": "A: (.*)", "stop": "###"}, "A: 7 ###", "A: |7| ###"),
+        ({"kind": "regex", "pattern": r"A: (\d+)\Z", "stop": "###"}, "A: 7###", "A: |7|###"),
+        ({"kind": "regex", "pattern": "A: (.*)", "stop": "###"}, "A: ###", None),
+        ({"kind": "regex", "pattern": "A: (7)?"}, "A: 7 A: 8", None),
+        ({"kind": "text"}, "  New\n York ", "  |New\n York| "),
+        ({"kind": "text", "stop": "York"}, "New York", "|New| York"),
+        ({"kind": "text"}, " ", None),
+        ({"kind": "choice"}, "(b).", "(|b|)."),
+        ({"kind": "choice"}, "B is the label. The answer is  **B**", "B is the label. The answer is  **|B|**"),
+        ({"kind": "choice"}, "\n`B)`  A Better Bet", "\n`|B|)`  A Better Bet"),
+        ({"kind": "choice"}, "A dog", None),
+    ],
+)
+def test_span_of_other_answers(settings: dict[str, str], text: str, marked: str | None) -> None:
+    assert stands(text, **settings) == marked
+
+
+def test_a_truncated_completion_has_no_span() -> None:
+    assert answer_span(rollout("12", cut=True), NUMBER) is None
+
+
+@pytest.mark.parametrize("text", STATED)
+def test_the_number_in_the_span_is_the_answer(text: str) -> None:
+    _check_span(text, NUMBER)
+
+
+PIECES = [
+    *("12", "2", "3.5", "1,000", ".5", "1/2", "1e3", r"\frac{1}{2}", r"-\frac12", "-", "−", "+"),
+    *("$", r"\$", "€", "%", ".", "\n", "  ", "*", "**", "`", r"\boxed{", "}", "İ", "\u2003", "### "),
+    *(" is ", "= ", ": ", "The answer is ", " cm^2", " m3", " apples", "B", "(B)", "B) ", "<answer>", "</answer>"),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=9))
+def test_the_span_says_what_the_answer_says(parts: list[str]) -> None:
+    for kind in ("number", "text", "boxed", "tag", "choice"):
+        _check_span("".join(parts), AnswerConfig(kind=kind))
+    _check_span("".join(parts), AnswerConfig(kind="regex", pattern="is (.*)"))
+
+
+@given(
+    st.one_of(st.integers(-(10**9), 10**9), st.floats(-1e6, 1e6, allow_subnormal=False)),
+    st.sampled_from(["{}", "-{}", "{:,}", "{} cm^2", "{0} is {0}", "2 + {0} = {0} apples.", "**{}**", "So $x = {}$."]),
+)
+def test_the_span_of_a_number_is_the_last_place_where_it_stands(number: float, form: str) -> None:
+    text = form.format(number)
+    _check_span(text, NUMBER)
+    span = answer_span(rollout(text), NUMBER)
+    if span is not None:
+        assert not any(character.isdigit() for character in text[span[1] :].removesuffix("^2"))
+
+
+def _check_span(text: str, config: AnswerConfig) -> None:
+    """There is a span exactly where there is an answer, and what stands in it is that answer."""
+    completion = replace(rollout(text), sampling=SamplingParams(stop=("### ",)))
+    span, answer = answer_span(completion, config), make_extractor(config)(completion)
+    assert (span is None) == (answer is None)
+    if span is not None:
+        start, end = span
+        assert 0 <= start < end <= len(text)
+        assert text[start:end] == text[start:end].strip()
+        assert canonical_answer(text[start:end], config) == answer

@@ -3,17 +3,25 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from reward.config import (
     AnswerConfig,
+    ConfidenceConfig,
     FunctionConfig,
     JudgeConfig,
+    LanguagePenaltyConfig,
     LengthPenaltyConfig,
     MajorityConfig,
+    PTrueConfig,
+    RepetitionPenaltyConfig,
     RewardConfig,
     SelfCertaintyConfig,
+    SemanticEntropyConfig,
+    SequenceProbabilityConfig,
+    TokenEntropyConfig,
     VerifierConfig,
     VerifierRewardConfig,
 )
@@ -24,13 +32,33 @@ from tests.reward_fakes import NUMBER, ScriptedEngine, context, group, prompt, s
 
 
 @pytest.mark.parametrize(
-    "config", [MajorityConfig(), MajorityConfig(soft=True), SelfCertaintyConfig(), JudgeConfig(), LengthPenaltyConfig()]
+    "config",
+    [
+        MajorityConfig(),
+        MajorityConfig(soft=True),
+        SemanticEntropyConfig(),
+        SelfCertaintyConfig(),
+        ConfidenceConfig(),
+        TokenEntropyConfig(),
+        SequenceProbabilityConfig(),
+        PTrueConfig(),
+        JudgeConfig(),
+        LengthPenaltyConfig(),
+        RepetitionPenaltyConfig(),
+        LanguagePenaltyConfig(),
+    ],
 )
 def test_label_free_rewards_run_without_labels(config: RewardConfig) -> None:
     reward = make_reward(config)
     assert "reference" not in reward.needs
     one = stats_of([[0.7, 0.1, 0.1, 0.1]] * 2)
-    ctx = context(prompt(), engine=ScriptedEngine(lambda *_: "5"), token_stats=lambda rs: [one for _ in rs])
+    ctx = context(
+        prompt(),
+        engine=ScriptedEngine(lambda *_: "5"),
+        token_stats=lambda rs, which: [one for _ in rs],
+        likelihood=lambda questions, continuations, which: np.zeros((len(questions), len(continuations))),
+        answer_tokens=lambda rollout: (0, 2),
+    )
     scores = reward.score([group("12", "13")], ctx)[0]
     assert all(score.value is not None for score in scores)
     assert all(json.dumps(score.evidence) for score in scores)

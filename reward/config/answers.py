@@ -14,7 +14,7 @@ class EquivalenceConfig(Section):
     kind: Literal["spelling", "math", "embedding"] = "spelling"
     """`spelling`: equal once numbers are written alike and case and space are folded; `math`: equal to math-verify, so
     that 1/2, 0.5 and \\frac{1}{2} agree; `embedding`: close in meaning, for free text."""
-    max_distance: float = Field(0.15, gt=0, lt=2)
+    max_distance: float = Field(0.4, gt=0, lt=2)
     """For `embedding` only: answers are merged (average linkage) while the mean cosine distance between two clusters is
     no larger."""
 

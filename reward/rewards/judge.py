@@ -1,11 +1,13 @@
 """A model grades each answer against a rubric (Self-Rewarding Language Models, arXiv 2401.10020)."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from reward.asking import Asked, ask, clip, find_json_object, needs_of
 from reward.base import BaseReward, Groups, prompt_of
 from reward.config import JudgeConfig
+from reward.distinct import score_distinct
 from reward.templates import fill, question_about
 from reward.types import Reply, RewardContext, Score
 from rollouts.types import Prompt, Rollout
@@ -30,21 +32,9 @@ class JudgeReward(BaseReward):
         self.needs = needs_of(self._config.by)
 
     def _score(self, groups: Groups, context: RewardContext) -> list[list[Score]]:
-        answered = {rollout.id for group in groups for rollout in group if context.extract(rollout) is not None}
-        distinct: dict[tuple[str, str], Rollout] = {}
-        for group in groups:
-            for rollout in group:
-                if rollout.id in answered:
-                    distinct.setdefault(_same(rollout), rollout)
-        judged = dict(zip(distinct, self._judge(list(distinct.values()), context), strict=True))
-        unasked = Score(0.0, {self.name: 0.0}, {"note": "no answer to grade"})
-        return [
-            [judged[_same(rollout)] if rollout.id in answered else unasked for rollout in group] for group in groups
-        ]
+        return score_distinct(self.name, groups, context, lambda rollouts: self._judge(rollouts, context))
 
-    def _judge(self, rollouts: list[Rollout], context: RewardContext) -> list[Score]:
-        if not rollouts:
-            return []
+    def _judge(self, rollouts: Sequence[Rollout], context: RewardContext) -> list[Score]:
         config = self._config
         questions = [self._question(rollout, prompt_of(rollout, context)) for rollout in rollouts]
         schema = grade_schema(config.low, config.high)
@@ -74,10 +64,6 @@ class JudgeReward(BaseReward):
             return Score(None, {}, evidence)
         value = (sum(grades) / len(grades) - low) / (high - low)
         return Score(value, {self.name: value}, evidence)
-
-
-def _same(rollout: Rollout) -> tuple[str, str]:
-    return rollout.prompt_id, rollout.text
 
 
 def parse_grade(text: str, low: float, high: float, *, truncated: bool = False) -> float | None:

@@ -10,6 +10,7 @@ from reward.asking import Asked, ask, clip, needs_of
 from reward.base import BaseReward, Groups, prompt_of
 from reward.comparisons import Comparison, Competitor, Pair, compare, shares_won
 from reward.config import AskingSection, MetaJudgeConfig
+from reward.distinct import score_distinct
 from reward.rewards.judge import TOO_LONG, grade_schema, parse_grade, parse_json_grade
 from reward.templates import fill, question_about
 from reward.types import Lesson, Reply, RewardContext, Score
@@ -58,21 +59,9 @@ class MetaJudgeReward(BaseReward):
         self.needs = needs_of(self._config.by)
 
     def _score(self, groups: Groups, context: RewardContext) -> list[list[Score]]:
-        answered = {rollout.id for group in groups for rollout in group if context.extract(rollout) is not None}
-        distinct: dict[tuple[str, str], Rollout] = {}
-        for group in groups:
-            for rollout in group:
-                if rollout.id in answered:
-                    distinct.setdefault(_same(rollout), rollout)
-        judged = dict(zip(distinct, self._judge(list(distinct.values()), context), strict=True))
-        unasked = Score(0.0, {self.name: 0.0}, {"note": "no answer to grade"})
-        return [
-            [judged[_same(rollout)] if rollout.id in answered else unasked for rollout in group] for group in groups
-        ]
+        return score_distinct(self.name, groups, context, lambda rollouts: self._judge(rollouts, context))
 
     def _judge(self, rollouts: Sequence[Rollout], context: RewardContext) -> list[Score]:
-        if not rollouts:
-            return []
         cases = self._cases(rollouts, context)
         pairs = [self._pairs(case) for case in cases]
         compared = iter(self._compare([pair for own in pairs for pair in own], context))
@@ -183,7 +172,3 @@ def _teach(case: Case, won: Mapping[str, float], context: RewardContext) -> None
         rollouts, shares = zip(*lessons, strict=True)
         scores = tuple(Score(share, {"judgement": share}, {"judged": case.question.id}) for share in shares)
         context.teach(Lesson("judgement", case.question, rollouts, scores, on_policy=True))
-
-
-def _same(rollout: Rollout) -> tuple[str, str]:
-    return rollout.prompt_id, rollout.text

@@ -1,12 +1,14 @@
 """The model's own probability that an answer is right (P(True), arXiv 2207.05221)."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import expit
 
 from reward.base import BaseReward, Groups, prompt_of
 from reward.config import PTrueConfig
+from reward.distinct import score_distinct
 from reward.templates import fill, question_about
 from reward.types import Need, RewardContext, RewardError, Score
 from rollouts.types import Prompt, Rollout
@@ -27,23 +29,9 @@ class PTrueReward(BaseReward):
         self._config = config or PTrueConfig()
 
     def _score(self, groups: Groups, context: RewardContext) -> list[list[Score]]:
-        answered = {rollout.id for group in groups for rollout in group if context.extract(rollout) is not None}
-        distinct = {
-            (rollout.prompt_id, rollout.text): rollout
-            for group in groups
-            for rollout in group
-            if rollout.id in answered
-        }
-        asked = dict(zip(distinct, self._ask(list(distinct.values()), context), strict=True))
-        unasked = Score(0.0, {self.name: 0.0}, {"note": "no answer to ask about"})
-        return [
-            [asked[rollout.prompt_id, rollout.text] if rollout.id in answered else unasked for rollout in group]
-            for group in groups
-        ]
+        return score_distinct(self.name, groups, context, lambda rollouts: self._ask(rollouts, context))
 
-    def _ask(self, rollouts: list[Rollout], context: RewardContext) -> list[Score]:
-        if not rollouts:
-            return []
+    def _ask(self, rollouts: Sequence[Rollout], context: RewardContext) -> list[Score]:
         assert context.likelihood is not None
         questions = [self._question(rollout, prompt_of(rollout, context)) for rollout in rollouts]
         table = context.likelihood(questions, (self._config.yes, self._config.no), self._config.model)
@@ -59,8 +47,6 @@ class PTrueReward(BaseReward):
 
     def _grade(self, yes: float, no: float) -> Score:
         if math.isnan(yes) or math.isnan(no):
-            return Score(
-                None, {}, {"note": "not asked: the question does not fit the model's context"}
-            )
+            return Score(None, {}, {"note": "not asked: the question does not fit the model's context"})
         value = float(expit(yes - no))
         return Score(value, {self.name: value}, {"log p(yes)": yes, "log p(no)": no})

@@ -12,6 +12,7 @@ from rich.console import Console
 from rlsf.config.load import load_config
 from rlsf.config.schema import RunConfig
 from rlsf.display import Display
+from rlsf.embedding import model_embedder
 from rlsf.errors import RunDirError
 from rlsf.evaluation.evaluate import Evaluation, evaluate
 from rlsf.evaluation.grading import Grader
@@ -139,13 +140,14 @@ def _evaluate(
     display: Display,
 ) -> list[Evaluation]:
     evaluations = []
+    embed = model_embedder(config.model)
     for task in tasks:
         with display.phase(f"evaluate {task.name}"):
             prompts = task.test if split == "test" else task.validation
             evaluations.append(
                 evaluate(
                     engine,
-                    Grader(task.config),
+                    Grader(task.config, embed),
                     split,
                     prompts[:limit],
                     config.sampling_of(task.config),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from reward.answers import make_extractor
-from reward.equivalence import Equivalent, spell_alike
+from reward.equivalence import Embed, make_equivalent, spell_alike
 from reward.verifiers import make_verifier
 from rlsf.config.schema import TaskConfig
 from rollouts.types import Prompt, Rollout
@@ -12,11 +12,16 @@ from rollouts.types import Prompt, Rollout
 class Grader:
     """Sees labels: only the evaluation, the canary and verifier rewards may hold one."""
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: TaskConfig, embed: Embed | None = None) -> None:
+        """`embed`: see `rlsf.embedding`; for tasks that take answers close in meaning for the same, and no others.
+
+        Raises:
+            RewardError: it is wanted, and missing.
+        """
         self.task = config.name
         self.answer_config = config.answer
         self.extract = make_extractor(config.answer)
-        self.equivalent: Equivalent | None = None
+        self.equivalent = make_equivalent(config.answer.equivalence, embed)
         self.verifier = make_verifier(config.verifier, config.answer)
 
     def answers(self, group: Sequence[Rollout]) -> list[str | None]:

@@ -16,12 +16,18 @@ from reward.factory import make_reward
 from rlsf.config.load import load_config, load_section
 from rlsf.display import Display, say
 from rlsf.errors import RunDirError
-from rlsf.evaluation.command import copied, find_adapter
 from rlsf.evaluation.grading import Grader
 from rlsf.files import mendable_output
 from rlsf.offline.completions import read_completions
 from rlsf.offline.config import ScoreConfig, SignalsConfig, load_score_config
-from rlsf.offline.demands import Demands, check_references, demands_of, no_model_error
+from rlsf.offline.demands import (
+    Demands,
+    check_answers,
+    check_references,
+    demands_of,
+    demands_of_answers,
+    no_model_error,
+)
 from rlsf.offline.models import Adapters, Models, open_models
 from rlsf.offline.plot import plot_signals
 from rlsf.offline.rollouts import make_rollouts
@@ -33,10 +39,11 @@ from rlsf.run_dir import RunDir
 from rlsf.same import check_same_config, check_same_data
 from rlsf.scorer import Scorer
 from rlsf.seeds import derive_seed
-from rlsf.tasks import build_stream
+from rlsf.tasks import Stream, build_stream
 from rollouts.types import Prompt, Rollout
 
 Signals = Mapping[str, RewardConfig]
+NAME_A_MODEL = "give --config FILE with `model: {source: ...}` in it (lab, a hub id, a folder or a .gguf file)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +76,14 @@ def signals_of_file(
         chosen = _without_model(chosen, signals, console)
     for name, reward in chosen.items():
         check_references(reward, groups, f"signals.{name}")
-    demands = _demands(chosen)
-    grader = Grader(settings.task)
+    check_answers(settings.answer, settings.model, NAME_A_MODEL)
+    demands = _demands(chosen) | demands_of_answers(settings.answer)
     with (
         Display(console, f"rlsf signals {path}", total=len(chosen)) as display,
         open_models(settings.model, settings.engine, demands, display, seed=settings.seed) as models,
     ):
         rollouts = make_rollouts(groups, settings, demands, models, display)
-        material = Material(grader, [group.prompt for group in groups], rollouts)
+        material = Material(Grader(settings.task, models.embed()), [group.prompt for group in groups], rollouts)
         reports = _measure(chosen, material, models, display, seed=settings.seed)
     _show(reports, {"file": str(path), "config": config and str(config)}, output, console)
 
@@ -95,6 +102,8 @@ def signals_of_run(
     Raises:
         RlsfError, EngineError, RewardError: with a message for the user.
     """
+    from rlsf.evaluation.command import find_adapter
+
     _check_folder(output)
     config = load_config(directory.config)
     check_same_config(directory, config)
@@ -103,15 +112,9 @@ def signals_of_run(
     folder, iteration = find_adapter(directory, adapter)
     version = version_at(directory, iteration)
     chosen = _chosen(signals)
-    demands = _demands(chosen, tokens_are_known=True)
-    kept: dict[str, list[StoredGroup]] = {}
-    with ReplayStore.open_read_only(directory.replay) as store:
-        for task in stream.tasks:
-            groups = nearest_groups(store, task, iteration=iteration, version=version, limit=limit or LIMIT)
-            if groups:
-                kept[task.name] = groups
-    if not kept:
-        raise RunDirError(f"{directory.path}: its replay store is empty; let it run for an iteration first")
+    demands = reduce(or_, (demands_of_answers(task.config.answer) for task in stream.tasks))
+    demands |= _demands(chosen, tokens_are_known=True)
+    kept = _stored(directory, stream, iteration, version, limit or LIMIT)
     found: dict[str, list[SignalReport]] = {}
     with ExitStack() as stack:
         into = Path(stack.enter_context(TemporaryDirectory(prefix="rlsf_signals_")))
@@ -121,16 +124,34 @@ def signals_of_run(
             open_models(config.model, config.engine, demands, display, seed=config.seed, adapters=adapters)
         )
         for task in stream.tasks:
-            groups = kept.get(task.name, [])
-            if groups:
+            if task.name in kept:
+                groups = kept[task.name]
                 display.say(f"task {task.name}: {describe_versions(groups, version)}")
-                material = Material(
-                    Grader(task.config), [group.prompt for group in groups], [group.rollouts for group in groups]
-                )
+                grader = Grader(task.config, models.embed())
+                material = Material(grader, [g.prompt for g in groups], [g.rollouts for g in groups])
                 found[task.name] = _measure(chosen, material, models, display, seed=config.seed)
     for name, reports in found.items():
         source = {"run": str(directory.path), "adapter": adapter, "iteration": iteration, "policy_version": version}
         _show(reports, source, output / name if output is not None and len(found) > 1 else output, console)
+
+
+def _stored(
+    directory: RunDir, stream: Stream, iteration: int | None, version: int, limit: int
+) -> dict[str, list[StoredGroup]]:
+    """What the store has of each task, by its name; see `nearest_groups`.
+
+    Raises:
+        RunDirError: nothing at all.
+    """
+    with ReplayStore.open_read_only(directory.replay) as store:
+        found = {
+            task.name: nearest_groups(store, task, iteration=iteration, version=version, limit=limit)
+            for task in stream.tasks
+        }
+    kept = {name: groups for name, groups in found.items() if groups}
+    if not kept:
+        raise RunDirError(f"{directory.path}: its replay store is empty; let it run for an iteration first")
+    return kept
 
 
 def _chosen(path: Path | None) -> Signals:
@@ -147,17 +168,15 @@ def _without_model(signals: Signals, path: Path | None, console: Console) -> Sig
     """Raises ConfigError where somebody asked for a signal that demands a model."""
     possible = {name: config for name, config in signals.items() if not _demands({name: config}).any}
     missing = [name for name in signals if name not in possible]
-    mend = "give --config FILE with `model: {source: ...}` in it (lab, a hub id, a folder or a .gguf file)"
     if missing and path is not None:
-        raise no_model_error(signals[missing[0]], f"signals.{missing[0]}", mend)
-    say(
-        console,
-        f"No model is named, so {len(missing)} signals that read probabilities or count tokens are left out; {mend}.",
-    )
+        raise no_model_error(signals[missing[0]], f"signals.{missing[0]}", NAME_A_MODEL)
+    say(console, f"Left out for want of a model: {', '.join(missing)}; {NAME_A_MODEL}.")
     return possible
 
 
 def _copies(directory: RunDir, adapter: Path | None, into: Path) -> Adapters:
+    from rlsf.evaluation.command import copied
+
     latest = directory.latest_checkpoint()
     reference = latest / "policy" / "reference" if latest is not None else None
     return Adapters(

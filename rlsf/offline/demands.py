@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reward.config import (
+    AnswerConfig,
     ExpressionRule,
     FunctionConfig,
     LengthControlledConfig,
@@ -22,6 +23,7 @@ from reward.config.rules import VARIABLES
 from reward.factory import make_reward
 from reward.rules.expressions import Expression
 from reward.types import Need
+from rlsf.config.schema import ModelConfig
 from rlsf.errors import ConfigError, DataError
 from rlsf.offline.completions import CompletionGroup
 
@@ -67,6 +69,17 @@ def demands_of(config: RewardConfig, needs: frozenset[Need]) -> Demands:
         policy=bool(needs & _OF_THE_MODEL.keys()),
         engine=bool(needs & {"engine", "writers"}),
     )
+
+
+def demands_of_answers(config: AnswerConfig) -> Demands:
+    """Telling which answers mean the same may take the model's embeddings."""
+    return Demands(policy=config.equivalence.kind == "embedding")
+
+
+def check_answers(config: AnswerConfig, model: ModelConfig | None, mend: str) -> None:
+    """Raises ConfigError where comparing answers takes a model and none is named; `mend` says how to name one."""
+    if model is None and demands_of_answers(config).any:
+        raise ConfigError(f"answer.equivalence: embedding takes a model, and none is named: {mend}")
 
 
 def no_model_error(config: RewardConfig, key: str, mend: str) -> ConfigError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reward.equivalence import Embed
 from rlsf.config.schema import ModelConfig
 from rlsf.display import Display
 from rlsf.offline.demands import Demands
@@ -26,6 +27,14 @@ class Models:
     tokenizer: "PreTrainedTokenizerBase | None" = None
     policy: "Policy | None" = None
     engine: Engine | None = None
+
+    def embed(self) -> Embed | None:
+        """For a `Grader`; None where no policy is loaded."""
+        if self.policy is None:
+            return None
+        from rlsf.embedding import policy_embedder
+
+        return policy_embedder(self.policy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,21 @@ from rich.text import Text
 
 from reward.factory import make_reward
 from reward.types import Score
+from reward.verifiers import make_verifier
 from rlsf.display import Display, say
 from rlsf.evaluation.grading import Grader
 from rlsf.files import check_output, mendable_output, write_parts
 from rlsf.offline.batches import score_in_batches
 from rlsf.offline.completions import Completion, CompletionGroup, read_completions
 from rlsf.offline.config import TASK, ScoreConfig
-from rlsf.offline.demands import check_references, demands_of, no_model_error, remembers
+from rlsf.offline.demands import (
+    check_answers,
+    check_references,
+    demands_of,
+    demands_of_answers,
+    no_model_error,
+    remembers,
+)
 from rlsf.offline.models import open_models
 from rlsf.offline.rollouts import make_rollouts
 from rlsf.replay.show import visible
@@ -41,11 +49,12 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
     if output is not None:
         check_output(output)
     groups = read_completions(path, config)
-    grader = Grader(config.task)
-    reward = make_reward(config.reward, graders={TASK: grader.verifier})
+    check_answers(config.answer, config.model, NAME_A_MODEL)
+    reward = make_reward(config.reward, graders={TASK: make_verifier(config.verifier, config.answer)})
     demands = demands_of(config.reward, reward.needs)
     if demands.any and config.model is None:
         raise no_model_error(config.reward, "reward", NAME_A_MODEL)
+    demands |= demands_of_answers(config.answer)
     check_references(config.reward, groups, "reward")
     prompts = [group.prompt for group in groups]
     total = sum(len(group.completions) for group in groups)
@@ -54,7 +63,7 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
         open_models(config.model, config.engine, demands, display, seed=config.seed) as models,
     ):
         rollouts = make_rollouts(groups, config, demands, models, display)
-        scorer = Scorer(reward, {TASK: grader}, models.policy, models.engine)
+        scorer = Scorer(reward, {TASK: Grader(config.task, models.embed())}, models.policy, models.engine)
         try:
             with display.phase("score"):
                 scored = score_in_batches(
@@ -95,10 +104,11 @@ def _line(row: Row) -> str:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    table = Table(title=f"The first {SHOWN} of {len(rows)}" if len(rows) > SHOWN else None, title_justify="left")
+    title = f"The first {SHOWN} of {len(rows)}" if len(rows) > SHOWN else None
+    table = Table(title=title, title_justify="left", expand=True)
     table.add_column("row", justify="right")
-    table.add_column("prompt", max_width=28, no_wrap=True)
-    table.add_column("completion", no_wrap=True)
+    table.add_column("prompt", ratio=1, no_wrap=True)
+    table.add_column("completion", ratio=2, no_wrap=True)
     table.add_column("reward", justify="right")
     for completion, score in rows[:SHOWN]:
         table.add_row(

@@ -177,7 +177,9 @@ def entries(value: Any) -> Mapping[str, Any] | None:
         return value or None
     if isinstance(value, Sequence) and not isinstance(value, str):
         plain = all(not isinstance(item, Mapping | list | tuple) for item in value)
-        if plain and not any(isinstance(item, str) and (" " in item or "\n" in item or len(item) > 40) for item in value):
+        if plain and not any(
+            isinstance(item, str) and (" " in item or "\n" in item or len(item) > 40) for item in value
+        ):
             return None
         return {f"{index}": item for index, item in enumerate(value, start=1)}
     return None

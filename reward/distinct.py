@@ -1,0 +1,30 @@
+"""Scoring each different answer once."""
+
+from collections.abc import Callable, Sequence
+
+from reward.base import Groups
+from reward.types import RewardContext, Score
+from rollouts.types import Rollout
+
+
+def score_distinct(
+    name: str, groups: Groups, context: RewardContext, score: Callable[[Sequence[Rollout]], Sequence[Score]]
+) -> list[list[Score]]:
+    """Scores of whole groups from those of the different completions in them: equal ones to one prompt are asked about
+    once. A rollout without an answer earns 0 unasked: there is nothing to grade.
+
+    Args:
+        name: of the component.
+        score: one score per rollout; called once, if at all.
+    """
+    answered = {rollout.id for group in groups for rollout in group if context.extract(rollout) is not None}
+    distinct: dict[tuple[str, str], Rollout] = {}
+    for rollout in (rollout for group in groups for rollout in group if rollout.id in answered):
+        distinct.setdefault(_key(rollout), rollout)
+    scored = dict(zip(distinct, score(list(distinct.values())), strict=True)) if distinct else {}
+    unasked = Score(0.0, {name: 0.0}, {"note": "no answer to grade"})
+    return [[scored[_key(rollout)] if rollout.id in answered else unasked for rollout in group] for group in groups]
+
+
+def _key(rollout: Rollout) -> tuple[str, str]:
+    return rollout.prompt_id, rollout.text
