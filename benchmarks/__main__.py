@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("benchmarks.headline",)
+BENCHMARKS = ("benchmarks.headline", "benchmarks.signals", "benchmarks.self_feedback", "benchmarks.collapse")
 
 for module in BENCHMARKS:
     subprocess.run([sys.executable, "-m", module, *sys.argv[1:]], check=True)

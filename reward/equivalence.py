@@ -74,7 +74,7 @@ def by_sorted_set(cluster: Callable[[Sequence[str]], list[int]]) -> Equivalent:
 
 def math_clusters(answers: Sequence[str]) -> list[int]:
     """An answer joins the first cluster in which it equals every member: math-verify's equality is not transitive
-    (50\\\\% equals 50, and 0.5 too)."""
+    (50\\% equals 50, and 0.5 too)."""
     clusters: list[list[str]] = []
     numbers = []
     for answer in answers:

@@ -7,7 +7,6 @@ that it takes "listen" for "silent". Both are kept from it here.
 import math
 import re
 
-from reward.answers import fold
 from reward.math_process import Verdict, shared_process
 from reward.numerals import canonical_number, find_number
 
@@ -23,8 +22,6 @@ def same_expression(reference: str, answer: str) -> Verdict:
         return Verdict(False, None, note)
     if _states_number(reference):
         answer = answer.rpartition("=")[2]
-    elif fold(unwrapped(reference)) == fold(unwrapped(answer)):
-        return Verdict(True, answer)
     return shared_process().compare(reference, answer)
 
 
@@ -73,7 +70,7 @@ def _states_number(reference: str) -> bool:
 
 def _words(text: str) -> list[str]:
     """The runs of letters of a text in words: one that has a run of three or more, which is no product of variables.
-    Empty for other texts; LaTeX's commands are no words."""
+    Empty for other texts; LaTeX's commands and the names of functions are no words."""
     runs = _LETTERS.findall(_COMMAND.sub(" ", text).casefold())
     return runs if any(len(run) > 2 for run in runs) else []
 
@@ -83,5 +80,7 @@ _THOUSANDS = re.compile(r"(?<=[0-9])(?:,|\{,\})(?=[0-9]{3})")
 # Signs that a text offers several values.
 _SEVERAL = re.compile(r"[,;±]|\\[{}]|\\[pm]{2}\b|\\(?:lor|vee|cup|mid)\b|\b(?:or|and)\b")
 _SCIENTIFIC = re.compile(r"\$?[-−+]?[0-9]+(?:\.[0-9]+)?\s*(?:\\times|\\cdot|×)\s*10\^(?:\{[-−+]?[0-9]+\}|[0-9])\$?\.?")
-_COMMAND = re.compile(r"\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+")
+_COMMAND = re.compile(
+    r"\\(?:begin|end)\{[^{}]*\}|\\[A-Za-z]+|(?<![A-Za-z])(?:sqrt|exp|log|(?:arc)?(?:sin|cos|tan))(?![A-Za-z])"
+)
 _LETTERS = re.compile(r"[^\W\d_]+")

@@ -79,6 +79,8 @@ def test_one_row_per_prompt_says_the_same_as_one_per_completion(tmp_path: Path) 
     assert [dict(c.columns) for c in one[0].completions] == [dict(c.columns) for c in other[0].completions]
     assert one[0].prompt == other[0].prompt
     assert one[0].prompt.metadata == {"level": 3}
+    several = [{"prompt": p, "completions": texts} for p, texts in (("a", ["1", "2"]), ("b", ["3"]), ("a", ["4"]))]
+    assert [[c.position for c in group.completions] for group in read(tmp_path, several)] == [[0, 1, 3], [2]]
 
 
 def test_ids_and_groups_are_taken_as_they_are_given(tmp_path: Path) -> None:
@@ -281,6 +283,9 @@ class Unknown(tuple):  # type: ignore[type-arg]
         raise TouchedError
 
     def __iter__(self) -> Iterator[Any]:
+        raise TouchedError
+
+    def __getitem__(self, key: Any) -> Any:
         raise TouchedError
 
 

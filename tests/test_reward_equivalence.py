@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
@@ -12,9 +12,9 @@ from scipy.spatial.distance import pdist
 import reward.equivalence
 import reward.expressions
 from reward.config import AnswerConfig, EquivalenceConfig
-from reward.equivalence import embedding_clusters, group_answers, make_equivalent, math_clusters, spell_alike
+from reward.equivalence import embedding_clusters, make_equivalent, math_clusters, spell_alike
 from reward.math_process import Verdict
-from reward.rewards.majority import MajorityReward, count_votes
+from reward.rewards.majority import MajorityReward
 from reward.types import RewardError
 from rlsf.config.schema import TaskConfig
 from rlsf.evaluation.evaluate import evaluate
@@ -34,8 +34,9 @@ def by_first_letter(texts: Sequence[str]) -> np.ndarray:
 
 
 def votes(texts: Sequence[str], answer: AnswerConfig, equivalence: EquivalenceConfig) -> dict[str, int]:
-    equivalent = make_equivalent(equivalence, by_first_letter)
-    return count_votes(group_answers(group(*texts), context(prompt(), answer=answer, equivalent=equivalent))).counts
+    """As `MajorityReward` counts them."""
+    ctx = context(prompt(), answer=answer, equivalent=make_equivalent(equivalence, by_first_letter))
+    return MajorityReward().score([group(*texts)], ctx)[0][0].evidence["votes"]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,11 @@ def test_math_merges_nothing_by_way_of_a_third_answer() -> None:
     assert math_clusters([r"x = 50\%", "50", "0.5"]) == [0, 0, 1]
 
 
+def test_equal_to_math_is_what_equals_in_both_directions() -> None:
+    """An interval passes for an inequality, and not the other way round."""
+    assert math_clusters(["x>3", r"(3,\infty)"]) == [0, 1]
+
+
 def test_math_reads_no_words_as_products_of_letters() -> None:
     answers = ["listen", "silent", "no idea", "idea no", "dog bites man", "man bites dog"]
     assert len(set(math_clusters(answers))) == len(answers)
@@ -129,14 +135,17 @@ def test_an_answer_that_runs_out_of_time_does_so_once_and_stands_alone(monkeypat
     assert sum("^{9" in reference + answer for reference, answer in process.asked) == 2
 
 
-def test_a_large_group_of_numbers_needs_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_and_prose_need_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     process = Slow()
     monkeypatch.setattr(reward.equivalence, "shared_process", lambda: process)
     monkeypatch.setattr(reward.expressions, "shared_process", lambda: process)
     assert len(set(math_clusters([str(i / 4) for i in range(-32, 32)]))) == 64
+    prose = [" ".join(["that is", "an answer"] * 200), *(f"answer of kind {letter}" for letter in "abc"), "12"]
+    assert len(set(math_clusters(prose))) == 5
     assert process.asked == []
 
 
+@settings(deadline=None)  # math-verify may have to be started
 @given(st.permutations(["1/2", "0.5", "2/4", "x = 0.5", "x", "x+y", "y+x", "12", "twelve", r"\text{twelve}"]))
 def test_math_clusters_do_not_depend_on_the_order(answers: list[str]) -> None:
     equivalent = make_equivalent(MATH)
@@ -149,6 +158,7 @@ def test_math_clusters_do_not_depend_on_the_order(answers: list[str]) -> None:
 
 
 def by_length(answers: Sequence[str]) -> list[int]:
+    assert all(answers)
     return [len(answer) for answer in answers]
 
 

@@ -13,10 +13,11 @@ class EquivalenceConfig(Section):
 
     kind: Literal["spelling", "math", "embedding"] = "spelling"
     """`spelling`: equal once numbers are written alike and case and space are folded; `math`: equal to math-verify, so
-    that 1/2, 0.5 and \\frac{1}{2} agree; `embedding`: close in meaning, for free text."""
+    that 1/2, 0.5 and \\frac{1}{2} agree, while what is left to be worked out (12/4, 7 + 5) equals no number;
+    `embedding`: close in meaning to the untrained model, for free text."""
     max_distance: float = Field(0.4, gt=0, lt=2)
     """For `embedding` only: answers are merged (average linkage) while the mean cosine distance between two clusters is
-    no larger."""
+    no larger. The default was measured on SmolLM2-135M, which errs often: 3 of 10 merged pairs differ in meaning."""
 
 
 class AnswerConfig(Section):

@@ -25,7 +25,7 @@ from rollouts.types import FinishReason, Prompt
 
 SHAPES = ("completion", "completions")
 RESULTS = ("reward", "components", "evidence")
-"""Columns that scoring writes; a row that has them already gets new ones."""
+"""Columns that scoring writes, in place of those that a row has already."""
 _NO_METADATA = (*SHAPES, *RESULTS, "prompt_id", "group", "temperature", "finish_reason")
 _FINISHED: dict[Any, FinishReason] = {None: "stop", "stop": "stop", "length": "length"}
 
@@ -154,7 +154,6 @@ def _completions(columns: Mapping[str, Any], shape: str, where: str, position: i
         reasons = [reasons] * len(texts)
     elif len(reasons) != len(texts):
         raise DataError(f"{where}: {len(texts)} completions, but {len(reasons)} entries in finish_reason")
-    kept = {name: value for name, value in columns.items() if name not in RESULTS}
     found = []
     for offset, (text, reason) in enumerate(zip(texts, reasons, strict=True)):
         if not isinstance(text, str):
@@ -169,7 +168,7 @@ def _completions(columns: Mapping[str, Any], shape: str, where: str, position: i
             )
         own = {"completion": text} | ({"finish_reason": reason} if "finish_reason" in columns else {})
         # In the place of the list, so that the row still reads as it was written.
-        row = {("completion" if name == shape else name): own.get(name, value) for name, value in kept.items()} | own
+        row = {("completion" if name == shape else name): own.get(name, value) for name, value in columns.items()} | own
         found.append(Completion(where, position + offset, row, text, _FINISHED[reason]))
     return tuple(found)
 
