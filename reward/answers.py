@@ -8,8 +8,11 @@ answers with one canonical spelling are one vote; `reward.equivalence` merges ot
 import re
 from collections.abc import Callable
 
+import regex
+
 from reward.config import AnswerConfig
 from reward.numerals import bare_number, canonical_number, find_number, number_span
+from reward.patterns import TIME_LIMIT
 from rollouts.types import Rollout
 
 Span = tuple[int, int]
@@ -121,8 +124,11 @@ def _find(text: str, config: AnswerConfig) -> Span | None:
 
 
 def _last(pattern: str, text: str) -> Span | None:
-    """Of group 1 in the last match; None where that group took no part."""
-    spans = [match.span(1) for match in re.finditer(pattern, text)]
+    """Of group 1 in the last match; None where that group took no part, and where the search takes too long."""
+    try:
+        spans = [match.span(1) for match in regex.finditer(pattern, text, timeout=TIME_LIMIT)]
+    except TimeoutError:
+        return None
     return spans[-1] if spans and spans[-1][0] >= 0 else None
 
 

@@ -114,7 +114,7 @@ def _gives(rollout: Rollout, written: str, context: RewardContext) -> bool:
     if not answer:
         return False
     # A bare "12" is an answer even where the task wants it in a box.
-    other = context.extract(replace(rollout, text=written, finish_reason="stop")) or written
+    other = context.extract(replace(rollout, text=written)) or written
     if fold(answer) == fold(other):
         return True
     return context.equivalent is not None and len(set(context.equivalent([answer, other]))) == 1

@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from reward.config import FunctionConfig, RewardConfig, all_rewards
+from reward.config import FunctionConfig, ReflectionConfig, RewardConfig, RulesConfig, WordsRule, all_rewards
 from rlsf.config.schema import RunConfig
 from rlsf.errors import RunDirError
+from rlsf.paths import expand
 from rlsf.run_dir import RunDir
 from rlsf.tasks import Stream
 
@@ -66,14 +67,22 @@ def check_same_data(directory: RunDir, stream: Stream) -> None:
 
 
 def reward_digests(reward: RewardConfig) -> dict[str, str]:
-    """SHA-256 (hex) of the file of every reward function, by the path that names the function."""
-    paths = [part.path for _, part in all_rewards(reward) if isinstance(part, FunctionConfig)]
-    files = {path: _source_file(path.rpartition(":")[0]) for path in paths}
+    """SHA-256 (hex) of the file of every reward function, by the path that names the function, and of every file of
+    words or comments."""
+    files: dict[str, Path | None] = {}
+    for _, part in all_rewards(reward):
+        match part:
+            case FunctionConfig():
+                files[part.path] = _source_file(part.path.rpartition(":")[0])
+            case ReflectionConfig(feedback=str(path)):
+                files[path] = _readable(path)
+            case RulesConfig():
+                files |= {r.file: _readable(r.file) for r in part.rules if isinstance(r, WordsRule) and r.file}
     return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in files.items() if file is not None}
 
 
 def changed_rewards(directory: RunDir, config: RunConfig) -> list[str]:
-    """Reward functions whose file is another one than when the run began. What a file imports goes unseen."""
+    """What the reward reads whose file is another one than when the run began. What a file imports goes unseen."""
     began = directory.read_json(directory.versions).get("rewards", {})
     return [path for path, digest in reward_digests(config.reward).items() if began.get(path, digest) != digest]
 
@@ -86,5 +95,9 @@ def _source_file(module: str) -> Path | None:
         except Exception:  # whatever its package raises
             return None
         module = (spec and spec.origin) or ""
-    file = Path(module)
+    return _readable(module)
+
+
+def _readable(path: str) -> Path | None:
+    file = expand(path)
     return file if file.is_file() else None

@@ -338,6 +338,13 @@ def test_a_good_config_has_no_problems(run_yaml: Path) -> None:
         ("", ["reward={kind: function, path: 'no_such_module.x:f'}"], "no module 'no_such_module'"),
         ("", ["model.source=./no.gguf"], "model.source: there is no no.gguf"),
         ("", ["model.source=package:no_such_package"], "'no_such_package' is not installed"),
+        ("", ["reward={kind: reflection, feedback: no.jsonl}"], "reward.feedback: "),
+        ("", ["reward={kind: judge, by: {kind: local, source: ./no}}"], "reward.by.source: "),
+        (
+            "",
+            ["reward={kind: pairwise_judge, by: {kind: openai, model: m, api_key_env: NO_SUCH_KEY}}"],
+            "reward.by.api_key_env: the environment variable NO_SUCH_KEY is not set",
+        ),
     ],
 )
 def test_problems_with_this_machine(run_yaml: Path, setup: str, overrides: list[str], expected: str) -> None:

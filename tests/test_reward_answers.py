@@ -451,3 +451,8 @@ def _check_span(text: str, config: AnswerConfig) -> None:
         assert 0 <= start < end <= len(text)
         assert text[start:end] == text[start:end].strip()
         assert canonical_answer(text[start:end], config) == answer
+
+
+def test_a_pattern_that_takes_forever_finds_no_answer() -> None:
+    hostile = rollout("a" * 40 + "!")
+    assert make_extractor(AnswerConfig(kind="regex", pattern="((?:a+)+)$"))(hostile) is None

@@ -96,7 +96,7 @@ def test_originals_and_revisions_are_measured_as_one_group() -> None:
     engine = answering(lambda *_: "12", "hm")
     gain = score(reflection(**MAJORITY), group("12", "7", "7"), engine=engine)
     assert values([gain]) == [[0.0, -1.0, -1.0]]
-    assert math.copysign(1, gain[0].value or 0.0) == 1, "no gain is 0, not -0"
+    assert str(gain[0].value) == "0.0", "not -0.0"
     assert gain[1].components == {"reflection": -1.0, "gain": 1.0, "survival": 0.0}
     assert gain[1].evidence == {
         "answer": "7",
@@ -168,6 +168,9 @@ def test_with_a_measure_a_completion_without_an_answer_is_reflected_on_too() -> 
     assert [parts_of(question)[2] for question in engine.asked[:3]] == ["12", "12", ""]
     survival = score(reflection(**MAJORITY, pay="survival"), rollouts, engine=engine)
     assert values([survival]) == [[1.0, 0.0, 0.0]]
+    in_vain = answering(lambda *_: "who knows", "hm")
+    survival = score(reflection(**MAJORITY, pay="survival"), rollouts, engine=in_vain)
+    assert values([survival]) == [[None, 0.0, 0.0]]
 
 
 def test_answers_that_mean_the_same_survive() -> None:
@@ -497,15 +500,17 @@ def comments(folder: Path, *rows: dict[str, Any]) -> str:
 
 
 def test_a_comment_takes_the_place_of_the_critique(tmp_path: Path) -> None:
+    """The first revision after it is 12, the second stays at 7."""
     feedback = comments(tmp_path, {"prompt_id": "p", "answer": 7, "feedback": "carry the one"})
-    engine = answering(lambda answer, critique: "12" if critique == "carry the one" else answer, "fine")
+    revisions = {"p-0/revision/0": "12", "p-0/revision/1": "7"}
+    engine = ScriptedEngine(lambda q, _: "fine" if parts_of(q)[0] == "C" else revisions.get(q.id, "12"))
     record = Record()
     reward = reflection(feedback=feedback, critiques=2, **MAJORITY, learn=["critique", "revision"])
     [scores] = reward.score([group("7", "12")], record.context(engine=engine))
     assert [parts_of(question)[2:] for question in engine.asked] == [
         *(["12"], ["7", "carry the one"], ["7", "carry the one"], ["12", "fine"], ["12", "fine"])
     ]
-    assert values([scores]) == [[-1.0, 0.0]]
+    assert values([scores]) == [[-0.5, 0.0]]
     assert scores[0].evidence["reflections"][0]["comment"] == "carry the one"
     assert "critique" not in scores[0].evidence["reflections"][0]
     assert record.counts["commented"] == 1

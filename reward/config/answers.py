@@ -29,7 +29,8 @@ class AnswerConfig(Section):
     \\boxed{...}; `tag`: the last <answer>...</answer>; `regex`: group 1 of `pattern`'s last match; `choice`: a letter A
     to Z standing alone, stated at the end, or labelling the one option written out."""
     pattern: str | None = None
-    """For `regex` only, in Python's syntax. One capturing group; `.` matches no line end unless it starts with (?s)."""
+    """For `regex` only, in Python's syntax. One capturing group; `.` matches no line end unless it starts with (?s). A
+    completion on which it takes more than half a second of processor time has no answer."""
     tag: str = "answer"
     """For `tag` only."""
     equivalence: EquivalenceConfig = EquivalenceConfig()

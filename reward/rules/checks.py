@@ -15,6 +15,7 @@ from reward.config import DetectorRule, ExpressionRule, FormatRule, PatternRule,
 from reward.config.rules import VARIABLES
 from reward.excerpts import excerpt, shortened
 from reward.numerals import numbers_in
+from reward.patterns import TIME_LIMIT
 from reward.rules.detectors import Span, detect, stands_in
 from reward.rules.expressions import Expression, UndecidedError, Value, number_of, written
 from reward.rules.words import WordFinder, read_words
@@ -23,9 +24,6 @@ from rollouts.types import Prompt, Rollout
 
 MOST_SHOWN = 5
 """Places at which a rule is broken that the evidence names."""
-TIME_LIMIT = 0.5
-"""Seconds of processor time for one pattern on one completion. A policy can write what a pattern with nested
-repetitions would be busy with for years."""
 
 
 @dataclass(frozen=True, slots=True)

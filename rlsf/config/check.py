@@ -11,7 +11,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from reward.config import FunctionConfig, ReflectionConfig, RulesConfig, WordsRule, all_rewards
+from reward.config import (
+    AskingSection,
+    FunctionConfig,
+    LocalWriterConfig,
+    OpenAIWriterConfig,
+    ReflectionConfig,
+    RewardConfig,
+    RulesConfig,
+    WordsRule,
+    WriterConfig,
+    all_rewards,
+)
 from reward.rules.words import read_words
 from reward.types import RewardError
 from rlsf.config.schema import FileSource, ModelConfig, RunConfig, TaskConfig
@@ -24,18 +35,32 @@ _GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 def check_config(config: RunConfig) -> list[str]:
     """Everything that would stop the run later, one line each, beginning with the key; empty if all is well."""
-    found = [*_output_dir(config), *_model(config.model), *_packages(config)]
+    found = [*_output_dir(config), *_model(config.model, "model"), *_packages(config)]
     for index, task in enumerate(config.tasks):
         found += _source(task, f"tasks.{index}.source")
     for key, reward in all_rewards(config.reward):
-        if isinstance(reward, FunctionConfig):
-            found += _function(reward.path, f"{key}.path")
-        if isinstance(reward, ReflectionConfig) and reward.feedback is not None:
-            found += _file(expand(reward.feedback), f"{key}.feedback")
-        for index, rule in enumerate(reward.rules if isinstance(reward, RulesConfig) else ()):
-            if isinstance(rule, WordsRule) and rule.file is not None:
-                found += _words(rule.file, f"{key}.rules.{index}.file")
+        found += _reward(reward, key)
     return found
+
+
+def _reward(reward: RewardConfig, key: str) -> Iterator[str]:
+    """Of one reward itself, without those that it is made of."""
+    if isinstance(reward, FunctionConfig):
+        yield from _function(reward.path, f"{key}.path")
+    if isinstance(reward, ReflectionConfig) and reward.feedback is not None:
+        yield from _file(expand(reward.feedback), f"{key}.feedback")
+    for index, rule in enumerate(reward.rules if isinstance(reward, RulesConfig) else ()):
+        if isinstance(rule, WordsRule) and rule.file is not None:
+            yield from _words(rule.file, f"{key}.rules.{index}.file")
+    if isinstance(reward, AskingSection | ReflectionConfig):
+        yield from _writer(reward.by, f"{key}.by")
+
+
+def _writer(by: WriterConfig, key: str) -> Iterator[str]:
+    if isinstance(by, LocalWriterConfig):
+        yield from _model(by, key)
+    if isinstance(by, OpenAIWriterConfig) and by.api_key_env is not None and not os.environ.get(by.api_key_env):
+        yield f"{key}.api_key_env: the environment variable {by.api_key_env} is not set; null sends no key"
 
 
 def _output_dir(config: RunConfig) -> Iterator[str]:
@@ -52,26 +77,26 @@ def _output_dir(config: RunConfig) -> Iterator[str]:
         yield f"output_dir: {nearest} is not writable; choose another folder or mend its permissions"
 
 
-def _model(model: ModelConfig) -> Iterator[str]:
+def _model(model: ModelConfig | LocalWriterConfig, key: str) -> Iterator[str]:
     source = model.source
     if source.startswith("package:"):
         if not _is_installed(packaged_module(source)):
-            yield f"model.source: the package {source.removeprefix('package:')!r} is not installed"
+            yield f"{key}.source: the package {source.removeprefix('package:')!r} is not installed"
     elif not is_hub_id(source):
         missing = why_missing(expand(source))
         if missing is not None:
-            yield f"model.source: {missing}"
+            yield f"{key}.source: {missing}"
     if model.chat_template is not None:
-        yield from _chat_template(model.chat_template)
+        yield from _chat_template(model.chat_template, f"{key}.chat_template")
 
 
-def _chat_template(template: str) -> Iterator[str]:
+def _chat_template(template: str, key: str) -> Iterator[str]:
     from jinja2 import Environment, TemplateSyntaxError
 
     try:
         Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", template))
     except TemplateSyntaxError as error:
-        yield f"model.chat_template: line {error.lineno} is no valid Jinja: {error.message}"
+        yield f"{key}: line {error.lineno} is no valid Jinja: {error.message}"
 
 
 def _packages(config: RunConfig) -> Iterator[str]:
