@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from reward.config import AskingSection, OpenAIWriterConfig, PolicyWriterConfig, WriterConfig
-from reward.types import Need, Reply, RewardContext, RewardError, Writer
+from reward.types import Need, NoQuestionFitsError, Reply, RewardContext, RewardError, Writer
 from rollouts.types import Message, Prompt, PromptTooLongError, Rollout, SamplingParams
 
 T = TypeVar("T")
@@ -73,6 +73,7 @@ def ask(
     context: RewardContext,
     *,
     json_schema: Mapping[str, Any] | None = None,
+    must_fit: bool = True,
 ) -> list[Asked[T] | None]:
     """Asks each question `config.samples` times (once where the temperature is 0) and reads the replies; None for a
     question that does not fit.
@@ -88,6 +89,7 @@ def ask(
         name: of the reward, for messages and seeds.
         read: what a reply says; None where it cannot be read. Replies that did not come are not shown to it.
         json_schema: of the object that is asked for where `config.reply` is json.
+        must_fit: whether it is an error that no question fits. Questions about what a model said may all be too long.
 
     Raises:
         RewardError: from the writer; or a reply cannot be read and `config.unreadable` is stop.
@@ -102,7 +104,12 @@ def ask(
         for n, due in _by_missing(cases).items():
             sampling = SamplingParams(temperature=config.temperature, max_tokens=config.max_tokens, n=n)
             seed = _seed(name, attempt, context)
-            asked = writer.ask([case.question for case in due], sampling, seed=seed, json_schema=schema)
+            try:
+                asked = writer.ask([case.question for case in due], sampling, seed=seed, json_schema=schema)
+            except NoQuestionFitsError:
+                if must_fit:
+                    raise
+                asked = [None] * len(due)
             _check(name, asked, len(due), n)
             for case, replies in zip(due, asked, strict=True):
                 case.take(replies, read, greedy=config.temperature == 0)
@@ -149,7 +156,7 @@ class EngineWriter:
             too_long = error.prompt_ids
             fitting = [question for question in questions if question.id not in too_long]
             if not fitting:
-                raise RewardError(
+                raise NoQuestionFitsError(
                     f"no question fits; raise {self._context_key}, or start a new run with a shorter template or a "
                     f"shorter reply: {error}"
                 ) from error

@@ -92,9 +92,15 @@ def pair_up(n: int, opponents: int | None) -> list[tuple[int, int]]:
 
 
 def compare(
-    name: str, config: AskingSection, template: str, pairs: Sequence[Pair], context: RewardContext
+    name: str,
+    config: AskingSection,
+    template: str,
+    pairs: Sequence[Pair],
+    context: RewardContext,
+    *,
+    must_fit: bool = True,
 ) -> list[Comparison]:
-    """Asks about each pair in both orders.
+    """Asks about each pair in both orders; `must_fit` as in `ask`.
 
     Counts the pairs "compared", those of them that were "inconsistent", and "position_first", the share of a pair's
     verdicts that went to the text shown first: over "compared" it is 0.5 for a judge that favours no position.
@@ -106,7 +112,9 @@ def compare(
         return []
     questions = [question for pair in pairs for question in _both_orders(pair, template)]
     read: Callable[[Reply], Verdict | None] = read_verdict_json if config.reply == "json" else read_verdict
-    asked: list[Asked[Verdict] | None] = ask(name, config, questions, read, context, json_schema=VERDICT_SCHEMA)
+    asked: list[Asked[Verdict] | None] = ask(
+        name, config, questions, read, context, json_schema=VERDICT_SCHEMA, must_fit=must_fit
+    )
     comparisons = [
         Comparison(pair.first.id, pair.second.id, in_order, swapped)
         for pair, in_order, swapped in zip(pairs, asked[::2], asked[1::2], strict=True)

@@ -13,7 +13,7 @@ import openai
 
 from reward.asking import clip, valid_unicode
 from reward.config import OpenAIWriterConfig
-from reward.types import Reply, RewardError
+from reward.types import NoQuestionFitsError, Reply, RewardError
 from rollouts.types import Prompt, SamplingParams
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class OpenAIWriter:
         """See `Writer.ask`."""
         replies = _run(self._ask(questions, sampling, json_schema))
         if replies and all(group is None for group in replies):
-            raise RewardError(
+            raise NoQuestionFitsError(
                 f"no question fits the context of {self._config.model} at {self._config.base_url}; take a shorter "
                 "template, or a shorter reply"
             )

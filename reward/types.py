@@ -18,6 +18,10 @@ class RewardError(RuntimeError):
     """A reward raised, or returned something that is no reward. The message names the rollout that broke it."""
 
 
+class NoQuestionFitsError(RewardError):
+    """Not one of the questions put to a model fits its context."""
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """What a rollout earned, and why."""
@@ -74,7 +78,8 @@ class Writer(Protocol):
                 it, so readers must check.
 
         Raises:
-            RewardError: no question fits, or the writer is out of reach for good.
+            NoQuestionFitsError: not one does.
+            RewardError: the writer is out of reach for good.
             EngineError: the engine is dead.
         """
         ...

@@ -6,6 +6,10 @@ from reward.types import Score
 from rollouts.types import Prompt, Rollout
 
 
+LESSON = "lesson"
+"""In the evidence of what `rlsf.lessons` made: of which kind it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Experience:
     """One scored rollout."""
@@ -34,6 +38,11 @@ class Group:
     @property
     def task(self) -> str:
         return self.experiences[0].task
+
+    @property
+    def is_lesson(self) -> bool:
+        """Critiques, revisions or judgements that a reward found worth learning from, and not the policy's answers."""
+        return LESSON in self.experiences[0].score.evidence
 
     @property
     def iteration(self) -> int:

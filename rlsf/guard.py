@@ -1,5 +1,6 @@
 """Notices that a run goes astray, and says what to do. Decides on numbers alone; `rlsf.guarding` measures and acts."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,9 +17,12 @@ CHANCE = 0.05
 
 @dataclass
 class GuardState:
-    """What the guard remembers; part of every checkpoint. All but `rollbacks` starts anew with each task."""
+    """What the guard remembers; part of every checkpoint. All but `rollbacks` starts anew with each task, and where a
+    resumed run has other settings."""
 
     task: str = ""
+    config: str = ""
+    """Digest of the settings that it follows: with others it begins anew."""
     votes: dict[str, str] = field(default_factory=dict)
     """By canary prompt: the answer that the policy voted for when the task began."""
     shares: list[list[float]] = field(default_factory=list)
@@ -59,9 +63,20 @@ class Guard:
         self._config = config
         self.state = state
 
+    def follows(self, task: str) -> bool:
+        """Whether what it remembers is about this task, under the settings of now."""
+        return self.state.task == task and self.state.config == _digest(self._config)
+
     def begin(self, task: str, iteration: int) -> None:
         """A task begins after `iteration`: how earlier ones looked says nothing about it."""
-        self.state = GuardState(task=task, rollbacks=self.state.rollbacks, best_iteration=iteration)
+        self.state = GuardState(
+            task=task, config=_digest(self._config), rollbacks=self.state.rollbacks, best_iteration=iteration
+        )
+
+    @property
+    def has_canary(self) -> bool:
+        """Whether a canary decides which adapter is the best: there is one, and it has something to say."""
+        return self._config.canary is not None and bool(self.state.best)
 
     def take_baseline(self, shares: Sequence[float]) -> None:
         """What the canary says before anything was learned: it stands for a whole window."""
@@ -72,7 +87,10 @@ class Guard:
     def observe(
         self, iteration: int, metrics: Mapping[str, float], canary: Sequence[float] | None = None
     ) -> list[Verdict]:
-        """Take in an iteration. `state.best_iteration` is `iteration` afterwards where it is the one to go back to.
+        """Take in an iteration, and update `state.best_iteration`.
+
+        Without a canary, the one to go back to is the adapter before the last windows in which nothing that rolls back
+        was in trouble: what an iteration's rollouts show is how the adapter of the one before fares.
 
         Args:
             canary: share of right answers by canary prompt; None where it was not measured.
@@ -81,10 +99,11 @@ class Guard:
             What is newly in trouble: nothing twice until it has recovered, and at most one verdict that rolls back.
         """
         verdicts = [self._watch(watch, metrics) for watch in self._config.watch]
-        if self._config.canary is not None and canary is not None:
-            verdicts.append(self._follow(self._config.canary, iteration, canary))
-        elif self._config.canary is None and not self._rolls_back_in_trouble():
-            self.state.best_iteration = iteration
+        if self.has_canary:
+            if self._config.canary is not None and canary is not None:
+                verdicts.append(self._follow(self._config.canary, iteration, canary))
+        elif self._is_sound():
+            self.state.best_iteration = max(iteration - self.memory, self.state.best_iteration or 0)
         return self._with_one_way_back([verdict for verdict in verdicts if verdict is not None])
 
     def _watch(self, watch: WatchConfig, metrics: Mapping[str, float]) -> Verdict | None:
@@ -134,16 +153,30 @@ class Guard:
             self.state.in_trouble.remove(key)
         return is_trouble and not known
 
-    def _rolls_back_in_trouble(self) -> bool:
-        return any("roll_back" in w.then and _key(w) in self.state.in_trouble for w in self._config.watch)
+    @property
+    def memory(self) -> int:
+        """Iterations that the longest window of a watch that rolls back looks at."""
+        return max((watch.window for watch in self._rolling_back()), default=0)
+
+    def _rolling_back(self) -> list[WatchConfig]:
+        return [watch for watch in self._config.watch if "roll_back" in watch.then]
+
+    def _is_sound(self) -> bool:
+        """Whether the watches that roll back have seen whole windows and nothing wrong in them. One whose metric is not
+        there has no say."""
+        seen = {_key(watch): watch for watch in self._rolling_back() if _key(watch) in self.state.recent}
+        whole = all(len(self.state.recent[key]) == watch.window for key, watch in seen.items())
+        return bool(seen) and whole and not seen.keys() & set(self.state.in_trouble)
 
     def _with_one_way_back(self, verdicts: list[Verdict]) -> list[Verdict]:
-        """Only the first verdict that rolls back does; past `max_rollbacks` it ends the run as well."""
+        """Only the first verdict that rolls back does, and lowers the rate if it should; past `max_rollbacks` it ends
+        the run as well."""
         result: list[Verdict] = []
         rolled_back = False
         for verdict in verdicts:
             if "roll_back" in verdict.actions and rolled_back:
-                verdict = replace(verdict, actions=("warn",))
+                others = tuple(action for action in verdict.actions if action not in ("roll_back", "lower_rate"))
+                verdict = replace(verdict, actions=others or ("warn",))
             elif "roll_back" in verdict.actions:
                 rolled_back = True
                 if self.state.rollbacks >= self._config.max_rollbacks and "stop" not in verdict.actions:
@@ -156,7 +189,11 @@ class Guard:
 
 
 def _key(watch: WatchConfig) -> str:
-    return f"{watch.metric} {'above' if watch.above is not None else 'below'} {_threshold(watch):g}"
+    return watch.model_dump_json()
+
+
+def _digest(config: GuardConfig) -> str:
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
 
 
 def _threshold(watch: WatchConfig) -> float:

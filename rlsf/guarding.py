@@ -1,5 +1,6 @@
 """The guard at work in a run: measures the canary, asks `Guard` for its verdicts, and does what they say."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def begin_guard(run: "Run", task: "Task") -> None:
     """Before the first iteration of a task: take the canary's baseline, and keep the adapter it belongs to."""
-    if run.guard.state.task == task.name:
+    if run.guard.follows(task.name):
         return
     run.guard.begin(task.name, run.state.iteration)
     canary = run.config.guard.canary
@@ -30,22 +31,34 @@ def begin_guard(run: "Run", task: "Task") -> None:
         baseline = _measure(run, task, canary)
         if baseline is not None:
             run.guard.take_baseline(baseline)
-    _keep_adapter(run)
+    _keep_adapter(run, run.state.iteration)
 
 
 def guard(run: "Run", task: "Task", iteration: int, metrics: Mapping[str, float]) -> dict[str, float]:
-    """After an iteration's update was delivered: look, and act. Returns the guard's own metrics."""
+    """After an iteration: look, and act. Returns the guard's own metrics."""
     canary = run.config.guard.canary
     shares = None
     if canary is not None and (iteration % canary.every == 0 or iteration == run.stream.iterations):
         shares = _measure(run, task, canary)
-    verdicts = run.guard.observe(iteration, metrics, shares)
-    if run.guard.state.best_iteration == iteration:
+    found = {} if shares is None else {"guard/canary": float(np.mean(shares))}
+    _point_out_unknown(run, {**metrics, **found})
+    verdicts = run.guard.observe(iteration, {**metrics, **found}, shares)
+    if not run.guard.has_canary or run.guard.state.best_iteration == iteration:
         _keep_adapter(run, iteration)
     for verdict in verdicts:
         _act(run, iteration, verdict)
-    found = {"guard/rollbacks": float(run.guard.state.rollbacks)}
-    return found | ({} if shares is None else {"guard/canary": float(np.mean(shares))})
+    return found | {"guard/rollbacks": float(run.guard.state.rollbacks)}
+
+
+def _point_out_unknown(run: "Run", metrics: Mapping[str, float]) -> None:
+    """In the first iteration: metrics that are watched and not there. Some come later, so this is no error."""
+    if run.state.iteration > 1:
+        return
+    for watch in run.config.guard.watch:
+        if watch.metric not in metrics:
+            near = difflib.get_close_matches(watch.metric, metrics, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            run.display.warn(f"guard: there is no metric {watch.metric} yet, so it is not watched until there is{hint}")
 
 
 def _act(run: "Run", iteration: int, verdict: Verdict) -> None:
@@ -68,16 +81,17 @@ def _do(run: "Run", action: Action, verdict: Verdict) -> None:
         case "roll_back":
             assert verdict.to_iteration is not None
             run.policy.load_adapter(run.directory.guard_adapter(verdict.to_iteration))
+            run.state.served_iteration = verdict.to_iteration
             run.algorithm.forget_moments()
             run.deliver()
         case "stop":
             run.state.stop_reason = f"guard: {verdict.reason}"
 
 
-def _keep_adapter(run: "Run", iteration: int | None = None) -> None:
+def _keep_adapter(run: "Run", iteration: int) -> None:
     if not run.config.guard.rolls_back:
         return
-    folder = run.directory.guard_adapter(run.state.iteration if iteration is None else iteration)
+    folder = run.directory.guard_adapter(iteration)
     with clear_os_errors(folder):
         run.policy.save_adapter(folder)
 
@@ -86,7 +100,7 @@ def _vote(run: "Run", task: "Task", canary: CanaryConfig) -> dict[str, str]:
     """The winning answers, by prompt, where the vote is decisive and there is one winner."""
     prompts = task.validation[-canary.prompts :]
     found = {}
-    for prompt, group in zip(prompts, _answers(run, task, prompts, canary.votes), strict=True):
+    for prompt, group in zip(prompts, _answers(run, task, prompts, canary.votes, "votes"), strict=True):
         vote = count_votes(group)
         if len(vote.winners) == 1 and vote.share >= canary.min_share:
             found[prompt.id] = vote.winners[0]
@@ -104,27 +118,26 @@ def _measure(run: "Run", task: "Task", canary: CanaryConfig) -> list[float] | No
     prompts = task.validation[-canary.prompts :]
     if canary.truth == "references":
         grader = run.graders[task.name]
-        groups = _generate(run, task, prompts, canary.samples)
+        groups = _generate(run, task, prompts, canary.samples, "canary")
         return [
             float(np.mean([grader.is_correct(rollout, prompt) for rollout in group]))
             for prompt, group in zip(prompts, groups, strict=True)
         ]
     voted = [prompt for prompt in prompts if prompt.id in run.guard.state.votes]
     shares = []
-    for prompt, answers in zip(voted, _answers(run, task, voted, canary.samples), strict=True):
+    for prompt, answers in zip(voted, _answers(run, task, voted, canary.samples, "canary"), strict=True):
         vote, *given = spell_alike([run.guard.state.votes[prompt.id], *answers], run.graders[task.name].equivalent)
         shares.append(float(np.mean([answer == vote for answer in given])))
     return shares or None
 
 
-def _answers(run: "Run", task: "Task", prompts: Sequence[Prompt], samples: int) -> list[list[str | None]]:
+def _answers(run: "Run", task: "Task", prompts: Sequence[Prompt], samples: int, use: str) -> list[list[str | None]]:
     grader = run.graders[task.name]
-    return [grader.answers(group) for group in _generate(run, task, prompts, samples)]
+    return [grader.answers(group) for group in _generate(run, task, prompts, samples, use)]
 
 
-def _generate(run: "Run", task: "Task", prompts: Sequence[Prompt], samples: int) -> list[list[Rollout]]:
+def _generate(run: "Run", task: "Task", prompts: Sequence[Prompt], samples: int, use: str) -> list[list[Rollout]]:
+    """`use` names the draws: the votes must not be the answers that are then held against them."""
     if not prompts:
         return []
-    return run.engine.generate(
-        prompts, replace(run.sampling(task), n=samples), seed=run.seed("canary", task.name, samples)
-    )
+    return run.engine.generate(prompts, replace(run.sampling(task), n=samples), seed=run.seed(use, task.name))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reward.types import Lesson
 from rlsf.algorithms.sft import answer_ids
-from rlsf.experience import Experience, Group
+from rlsf.experience import LESSON, Experience, Group
 from rlsf.files import clear_os_errors
 from rlsf.policy import POLICY, REFERENCE, Policy
 from rollouts.types import Rollout
@@ -56,7 +56,7 @@ def lesson_groups(
             experiences=tuple(
                 Experience(
                     rollout,
-                    replace(score, evidence={"lesson": lesson.kind, **score.evidence}),
+                    replace(score, evidence={LESSON: lesson.kind, **score.evidence}),
                     task,
                     iteration,
                     next(references),

@@ -87,7 +87,7 @@ def iterate(run: Run) -> None:
     with run.phase("remember"):
         run.replay.add(fresh, iteration=iteration)
         replayed = run.replay.draw(
-            round(run.config.replay.ratio * len(fresh)),
+            round(run.config.replay.ratio * len(answers)),
             iteration=iteration,
             policy_version=run.state.policy_version,
             exclude_iteration=iteration,
@@ -102,15 +102,15 @@ def iterate(run: Run) -> None:
     with run.phase("sync"):
         metrics |= run.deliver()
 
-    with run.phase("guard"):
-        metrics |= guard(run, task, iteration, metrics)
-
-    run.state.iteration = iteration
+    run.state.iteration = run.state.served_iteration = iteration
     with run.phase("evaluate"):
         if iteration % run.config.evaluation.every == 0 or iteration == run.stream.iterations:
             metrics |= run.validate(iteration)
             if task is run.stream.tasks[-1] and iteration < run.stream.iterations and run.state.stop_reason is None:
                 run.state.stop_reason = should_stop(run.config.evaluation, run.state)
+
+    with run.phase("guard"):
+        metrics |= guard(run, task, iteration, metrics)
 
     run.record(iteration, task, fresh, metrics)
     with run.phase("checkpoint"):

@@ -59,6 +59,7 @@ class Run:
         self.display = display
         self._iteration_seconds: dict[str, float] = {}
         self._phase = ""
+        self._check_canary()
         self.state = self._saved_state()
         self.guard = Guard(config.guard, GuardState.from_json(self.state.guard))
         display.go_on_from(self.state.iteration)
@@ -124,6 +125,16 @@ class Run:
             prompts = [*task.train, *task.validation, *task.test]
             encode_prompts(self.policy.tokenizer, prompts, self.sampling(task), self.engine.max_model_len)
         self._check_warm_start()
+
+    def _check_canary(self) -> None:
+        """Raises ConfigError where it compares with references that held-out prompts do not have."""
+        canary = self.config.guard.canary
+        bare = [task.name for task in self.stream.tasks if not task.has_references]
+        if canary is not None and canary.truth == "references" and bare:
+            raise ConfigError(
+                f"guard.canary.truth: the held-out prompts of task {bare[0]} have no reference answers; take truth: "
+                "votes"
+            )
 
     def _check_warm_start(self) -> None:
         """Raises ConfigError where the answers that it teaches would be cut off in the loop."""
@@ -283,26 +294,22 @@ class Run:
 
     def select_final_adapter(self) -> None:
         """Serve the adapter that the final table is about."""
-        folder = self._selected_adapter()
-        if folder is not None:
+        chosen, folder = self._chosen_adapter()
+        if chosen is not None and folder is not None and chosen != self.state.served_iteration:
             self.policy.load_adapter(folder)
+            self.state.served_iteration = chosen
             self.deliver()
 
-    def _selected_adapter(self) -> Path | None:
-        """None for the one that is served."""
-        match self.config.evaluation.select:
-            case "best" if self.state.best_iteration not in (None, self.state.iteration):
-                return self.directory.best_adapter(self.state.best_iteration)
-            case "canary" if self.guard.state.best_iteration not in (None, self.state.iteration):
-                return self.directory.guard_adapter(self.guard.state.best_iteration)
-        return None
-
-    @property
-    def adapter_iteration(self) -> int:
-        """In which the adapter of the final table was trained."""
-        chosen = {"best": self.state.best_iteration, "canary": self.guard.state.best_iteration}
-        found = chosen.get(self.config.evaluation.select)
-        return self.state.iteration if found is None else found
+    def _chosen_adapter(self) -> tuple[int | None, Path | None]:
+        """Its iteration and folder; None for the one that is served."""
+        select, best = self.config.evaluation.select, self.guard.state.best_iteration
+        if select == "best" and self.state.best_iteration is not None:
+            return self.state.best_iteration, self.directory.best_adapter(self.state.best_iteration)
+        if select == "canary" and not self.guard.has_canary:
+            self.display.warn("evaluation.select: the canary had nothing to say, so the last adapter is tested")
+        elif select == "canary" and best is not None:
+            return best, self.directory.guard_adapter(best)
+        return None, None
 
     # -- records -------------------------------------------------------------------------------------------------------
 
@@ -364,7 +371,8 @@ class Run:
         self.replay.prune_journal(iteration_of(kept[0]))
         states = [self.directory.read_json(folder / "state.json") for folder in kept]
         self.directory.prune_best({state["best_iteration"] for state in states} - {None})
-        self.directory.prune_guarded({state["guard"].get("best_iteration") for state in states} - {None})
+        backs = [(state["guard"].get("best_iteration"), state["iteration"]) for state in states]
+        self.directory.prune_guarded({n for first, last in backs if first is not None for n in range(first, last + 1)})
 
     def _write_checkpoint(self, folder: Path) -> None:
         self.policy.save(folder / "policy")

@@ -16,6 +16,8 @@ class LoopState:
     """Last one finished; 0 is the preparation."""
     policy_version: int = 0
     """Of the adapter that the engine serves; 0 is the untouched model."""
+    served_iteration: int = 0
+    """In which the adapter was trained that is served now: an earlier one after the guard went back."""
     prepared: bool = False
     tokens: dict[str, int] = field(default_factory=dict)
     """Generated so far, by phase."""

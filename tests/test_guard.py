@@ -46,11 +46,42 @@ def test_a_metric_that_is_not_there_is_no_trouble() -> None:
     assert feed(watching(metric="m", above=0.0, window=1), [5, 5], metric="other") == {}
 
 
-def test_without_a_canary_the_way_back_leads_to_the_last_sound_iteration() -> None:
-    guard = watching(metric="m", above=1.0, window=1, then=("roll_back",))
-    found = feed(guard, [0, 0, 0, 5])
-    assert found[4][0].to_iteration == 3
-    assert feed(guard, [5])[1][0].to_iteration == 3  # in trouble again at once, and still back to the sound one
+def test_without_a_canary_the_way_back_leads_before_the_last_sound_window() -> None:
+    guard = watching(metric="m", above=1.0, window=2, then=("roll_back",))
+    found = feed(guard, [0, 0, 0, 0, 1.5, 5])  # iteration 5 shows adapter 4: its mean, 0.75, is still within bounds
+    assert found[6][0].to_iteration == 3  # the window of iterations 4 and 5 looked at adapters 3 and 4
+
+
+def test_a_ruined_adapter_never_becomes_the_one_to_go_back_to() -> None:
+    guard = watching(metric="m", above=1.0, window=3, then=("roll_back",))
+    found = feed(guard, [0, 0, 0, 5, 5, 5, 5, 5, 5, 5, 5, 5])
+    assert {verdict.to_iteration for verdicts in found.values() for verdict in verdicts} == {0}
+
+
+def test_watches_of_one_metric_do_not_share_their_windows() -> None:
+    watches = (
+        WatchConfig(metric="m", above=1.0, window=1),
+        WatchConfig(metric="m", above=1.0, window=3, then=("stop",)),
+    )
+    guard = Guard(GuardConfig(watch=watches), GuardState())
+    guard.begin("t", 0)
+    found = feed(guard, [2, 2, 2])
+    assert [v.actions for v in found[1]] == [("warn",)] and [v.actions for v in found[3]] == [("stop",)]
+
+
+def test_other_settings_begin_anew() -> None:
+    guard = watching(metric="m", above=1.0)
+    assert guard.follows("t") and not guard.follows("other")
+    assert not Guard(GuardConfig(), guard.state).follows("t")
+
+
+def test_a_canary_with_nothing_to_say_leaves_the_decision_to_the_watches() -> None:
+    config = GuardConfig(
+        canary=CanaryConfig(truth="votes"), watch=(WatchConfig(metric="m", above=1.0, window=1, then=("roll_back",)),)
+    )
+    guard = Guard(config, GuardState())
+    guard.begin("t", 0)
+    assert feed(guard, [0, 0, 0, 5])[4][0].to_iteration == 2 and not guard.has_canary
 
 
 def canary(**settings: Any) -> Guard:
@@ -101,6 +132,10 @@ def test_only_one_verdict_of_an_iteration_rolls_back() -> None:
     verdicts = guard.observe(1, {"a": 1.0, "b": 1.0})
     assert [v.actions for v in verdicts] == [("roll_back", "lower_rate"), ("warn",)]
     assert guard.state.rollbacks == 1
+    watches = (watches[0], WatchConfig(metric="b", above=0.0, window=1, then=("roll_back", "stop")))
+    guard = Guard(GuardConfig(watch=watches), GuardState())
+    guard.begin("t", 0)
+    assert [v.actions for v in guard.observe(1, {"a": 1.0, "b": 1.0})][1] == ("stop",)
 
 
 def test_a_new_task_starts_anew_but_rollbacks_count_over_the_run() -> None:
@@ -108,7 +143,7 @@ def test_a_new_task_starts_anew_but_rollbacks_count_over_the_run() -> None:
     guard.take_baseline(RIGHT.tolist())
     guard.observe(1, {}, (RIGHT - 0.2).tolist())
     guard.begin("next", 5)
-    assert guard.state == GuardState(task="next", rollbacks=1, best_iteration=5)
+    assert guard.state == GuardState(task="next", config=guard.state.config, rollbacks=1, best_iteration=5)
 
 
 def test_the_state_survives_json() -> None:
@@ -181,6 +216,23 @@ def test_a_canary_on_which_no_vote_is_decisive_says_so_and_stays_silent(tmp_path
     )
     assert "none of the 16 canary prompts" in (tmp_path / "log").read_text()
     assert "guard/canary" not in metrics_of(run)[1]
+
+
+def test_watches_roll_back_in_a_run_that_resumes_with_a_canary_added(tmp_path: Path) -> None:
+    length = "{metric: rollout/tokens, below: 3.0, window: 2, then: [roll_back]}"
+    watch = f"guard={{watch: [{length}, {{metric: rolout/kl, above: 1}}]}}"
+    run = run_lab(tmp_path, ASTRAY, watch, "loop.checkpoint_every=1", "loop.keep_checkpoints=9")
+    assert "there is no metric rolout/kl yet" in (tmp_path / "log").read_text()
+    log = list(read_jsonl(run / "guard.jsonl"))
+    assert log and all(row["to_iteration"] < row["iteration"] - 1 for row in log)
+    (run / "latest").write_text("iter_000002\n")
+    (run / "summary.json").unlink()
+    config = run / "config.yaml"
+    text = config.read_text()
+    config.write_text(text[: text.index("\nguard:")] + "\nguard: {canary: {truth: votes, prompts: 8}}\n")
+    assert run_cli(["resume", str(run)], tmp_path / "log2") == 0, (tmp_path / "log2").read_text()
+    rows = metrics_of(run)
+    assert "guard/canary" not in rows[2] and "guard/canary" in rows[6]
 
 
 def test_what_the_guard_writes_belongs_to_the_run(guarded: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_schedule_is_straight_between_its_points_and_constant_outside(iteratio
 
 def test_a_weight_follows_its_schedule() -> None:
     reward = WeightedSumReward({"a": Component(Fixed([1, 1, 1, 1]), {0: 0.0, 10: 1.0})})
-    for iteration in (0, 5, 10):
+    for iteration in (1, 5, 10):
         scores = reward.score([GROUP_OF_4], context(prompt(), iteration=iteration))[0]
         assert scores[0].value == pytest.approx(iteration / 10)
 
@@ -206,3 +206,10 @@ def test_counters_carry_the_names_of_their_parts() -> None:
     reward = GateReward(Fixed([0, 0, 0, 0]), inner)
     reward.score([GROUP_OF_4], context(prompt(), count=lambda name, amount: counts.update({name: amount})))
     assert counts == {"reward/judge/asked": 2}
+
+
+def test_at_weight_0_an_opinion_does_not_count() -> None:
+    parts = {"main": Component(Fixed([1, None, 3, None])), "later": Component(Fixed([9, 9, 9, 9]), {0: 0.0, 10: 1.0})}
+    scores = WeightedSumReward(parts).score([GROUP_OF_4], context(prompt()))[0]
+    assert [s.value for s in scores] == [1, None, 3, None]
+    assert scores[1].components == {"later": 9}

@@ -11,6 +11,7 @@ from rollouts.config import Section
 if TYPE_CHECKING:
     from reward.config import RewardConfig
 
+ComponentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)]
 Normalize = Literal["none", "group", "task", "running"]
 
 
@@ -36,10 +37,10 @@ class WeightedComponent(Component):
 
 
 class WeightedSumConfig(RewardSection):
-    """Σ weight · component. A component without an opinion on a rollout is left out of that rollout's sum."""
+    """Σ weight · component. A component without an opinion on a rollout, or at weight 0, is left out of the sum."""
 
     kind: Literal["weighted_sum"] = "weighted_sum"
-    components: dict[str, WeightedComponent] = Field(min_length=1)
+    components: dict[ComponentName, WeightedComponent] = Field(min_length=1)
     """By name; the name appears in every score and in the metrics."""
 
     def parts(self) -> Mapping[str, RewardSection]:
@@ -50,7 +51,7 @@ class ProductConfig(RewardSection):
     """Π component: all must be good. No opinion where one of them has none."""
 
     kind: Literal["product"] = "product"
-    components: dict[str, Component] = Field(min_length=1)
+    components: dict[ComponentName, Component] = Field(min_length=1)
 
     def parts(self) -> Mapping[str, RewardSection]:
         return _parts(self.components)
@@ -60,7 +61,7 @@ class MinimumConfig(RewardSection):
     """The smallest component: no better than the worst. No opinion where one of them has none."""
 
     kind: Literal["minimum"] = "minimum"
-    components: dict[str, Component] = Field(min_length=1)
+    components: dict[ComponentName, Component] = Field(min_length=1)
 
     def parts(self) -> Mapping[str, RewardSection]:
         return _parts(self.components)

@@ -14,7 +14,7 @@ from reward.base import prompt_of
 from reward.config import ReflectionConfig
 from reward.feedback import Feedback
 from reward.templates import fill, question_about
-from reward.types import Reply, RewardContext, RewardError
+from reward.types import NoQuestionFitsError, Reply, RewardContext, RewardError
 from rollouts.types import Prompt, Rollout, SamplingParams
 
 DOES_NOT_FIT = Reply("", failure="the question does not fit the context of the model that is asked")
@@ -74,7 +74,7 @@ class Reflector:
         """`config.critiques` attempts at each original, by its id.
 
         Raises:
-            RewardError: no question fits, or the model that is asked is out of reach for good.
+            RewardError: not one original fits into the question, or the model that is asked is out of reach for good.
         """
         numbers = range(self._config.critiques)
         attempts = {(original.id, n): Attempt(original, n, original) for original in originals for n in numbers}
@@ -101,6 +101,7 @@ class Reflector:
                 max_tokens=self._config.critique_tokens,
                 n=max(sharing.values(), default=1),
             ),
+            must_fit=all(attempt.current is attempt.original for attempt in attempts),
         )
         critiques: dict[str, Iterator[Reply]] = {id: repeat(Reply(comment)) for id, comment in comments.items()}
         critiques |= {id: iter(group) for id, group in zip(asked, replies, strict=True)}
@@ -127,7 +128,7 @@ class Reflector:
             stop=as_answered.stop,
         )
         questions = [self._revision_question(attempt) for attempt in attempts]
-        replies = self._ask(questions, sampling)
+        replies = self._ask(questions, sampling, must_fit=False)  # a critique may be as long as it likes
         return [
             self._with_revision(attempt, reply, self._as_answer(question.id, reply, attempt.original, sampling))
             for attempt, question, (reply,) in zip(attempts, questions, replies, strict=True)
@@ -180,15 +181,18 @@ class Reflector:
             sampling=sampling,
         )
 
-    def _ask(self, questions: Sequence[Prompt], sampling: SamplingParams) -> list[list[Reply]]:
-        """`sampling.n` replies to each question."""
+    def _ask(self, questions: Sequence[Prompt], sampling: SamplingParams, *, must_fit: bool) -> list[list[Reply]]:
+        """`sampling.n` replies to each question; `must_fit`: whether it is an error that none of them fits."""
         if not questions:
             return []
         seed = int(self._seeds.integers(2**31))
-        replies = [
-            [DOES_NOT_FIT] * sampling.n if group is None else list(group)
-            for group in self._writer.ask(questions, sampling, seed=seed, json_schema=None)
-        ]
+        try:
+            groups = self._writer.ask(questions, sampling, seed=seed, json_schema=None)
+        except NoQuestionFitsError:
+            if must_fit:
+                raise
+            groups = [None] * len(questions)
+        replies = [[DOES_NOT_FIT] * sampling.n if group is None else list(group) for group in groups]
         if [len(group) for group in replies] != [sampling.n] * len(questions):
             raise RewardError(
                 f"reflection: the model gave {list(map(len, replies))} replies to {len(questions)} questions; expected "

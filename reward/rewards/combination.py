@@ -113,16 +113,14 @@ class CombinedReward(BaseReward):
 
 
 class WeightedSumReward(CombinedReward):
-    """Σ weight · component over the components with an opinion on the rollout; no opinion where none has one."""
+    """Σ weight · component over the components with an opinion on the rollout; no opinion where none has one. At weight
+    0 a component is scored for the record, and its opinion does not count."""
 
     name = "weighted_sum"
 
     def _combine(self, values: Mapping[str, float | None], iteration: int) -> float | None:
-        terms = [
-            weight_at(self._components[name].weight, iteration) * value
-            for name, value in values.items()
-            if value is not None
-        ]
+        weights = {name: weight_at(c.weight, iteration) for name, c in self._components.items()}
+        terms = [weights[name] * value for name, value in values.items() if value is not None and weights[name] != 0]
         return _total(terms) if terms else None
 
 
@@ -152,13 +150,17 @@ def part_scores(name: str, reward: Reward, groups: Groups, context: RewardContex
     Raises:
         RewardError: from the part, naming it.
     """
-    named = replace(context, count=lambda counter, amount: context.count(f"{name}/{counter}", amount))
     try:
-        scores = reward.score(groups, restrict(named, reward))
+        scores = reward.score(groups, restrict(counting_as(name, context), reward))
         check_scores(reward.name, groups, scores)
     except RewardError as error:
         raise RewardError(f"component {name!r}: {error}") from error
     return scores
+
+
+def counting_as(name: str, context: RewardContext) -> RewardContext:
+    """The context for a part of a reward: its counters carry its name."""
+    return replace(context, count=lambda counter, amount: context.count(f"{name}/{counter}", amount))
 
 
 def part_components(name: str, reward: Reward, score: Score) -> dict[str, float]:

@@ -117,7 +117,7 @@ class MetaJudgeReward(BaseReward):
             unreadable=config.unreadable,
         )
         apart = replace(context, count=lambda name, amount: context.count(f"meta/{name}", amount))
-        return compare(f"{self.name}/meta", asking, config.meta_template, pairs, apart)
+        return compare(f"{self.name}/meta", asking, config.meta_template, pairs, apart, must_fit=False)
 
     def _grade(self, case: Case, comparisons: Sequence[Comparison], won: Mapping[str, float]) -> Score:
         if case.asked is None:

@@ -12,6 +12,7 @@ from reward.feedback import read_feedback
 from reward.reflection.attempts import Attempt, Reflector
 from reward.reflection.cases import Case, Content, distinct, evidence_of
 from reward.reflection.lessons import lessons
+from reward.rewards.combination import counting_as
 from reward.types import Need, RewardContext, RewardError, Score
 from rollouts.types import Rollout
 
@@ -73,7 +74,7 @@ class ReflectionReward(BaseReward):
         if self._measure is None:
             return [{} for _ in groups]
         try:
-            scores = self._measure.score(groups, context)
+            scores = self._measure.score(groups, counting_as("measure", context))
         except RewardError as error:
             raise RewardError(f"measure: {error}") from error
         return [_by_id(group, group_scores) for group, group_scores in zip(groups, scores, strict=True)]

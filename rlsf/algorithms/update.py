@@ -58,6 +58,7 @@ class AdapterOptimizer:
     ) -> None:
         self._parameters = list(parameters)
         self._max_grad_norm = max_grad_norm
+        self._configured = learning_rate
         self._lowered = 1.0
         self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
         self._schedule = get_scheduler(
@@ -115,7 +116,7 @@ class AdapterOptimizer:
     def lower_rate(self, factor: float) -> None:
         """Go on at `factor` times the rate; the schedule's shape stays."""
         self._lowered *= factor
-        self._set_rates([rate * factor for rate in self._schedule.base_lrs])
+        self._set_rates([self._configured * self._lowered for _ in self._schedule.base_lrs])
 
     def forget_moments(self) -> None:
         """The weights were replaced, so that what the gradients were like says nothing any more."""
@@ -132,7 +133,7 @@ class AdapterOptimizer:
         """Go on where `state_dict` left off, at this optimizer's own learning rate should it be another one, lowered as
         it was."""
         self._lowered = state.get("lowered", 1.0)  # checkpoints of older versions do not say
-        configured = [rate * self._lowered for rate in self._schedule.base_lrs]
+        configured = [self._configured * self._lowered for _ in self._schedule.base_lrs]
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         if self._schedule.base_lrs != configured:

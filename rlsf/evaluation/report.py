@@ -31,7 +31,7 @@ def summarize(run: "Run") -> dict[str, Any]:
         "iterations": run.state.iteration,
         "optimizer_steps": run.state.steps,
         "stop_reason": run.state.stop_reason,
-        "adapter_iteration": run.adapter_iteration,
+        "adapter_iteration": run.state.served_iteration,
         "guard": list(read_jsonl(run.directory.guard)) if run.directory.guard.exists() else [],
         "labels": {
             "warm_start_examples": run.config.warm_start.examples if run.config.warm_start else 0,

@@ -65,6 +65,8 @@ def _by_distance(store: ReplayReader, task: Task, iteration: int) -> Iterator[St
     prompts = {prompt.id: prompt for prompt in (*task.train, *task.validation, *task.test)}
     for later in sorted(store.stats().iterations, key=lambda number: (abs(number - iteration - 1), -number)):
         for group in store.groups(task=task.name, iteration=later):
+            if group.is_lesson:
+                continue
             rollouts = [experience.rollout for experience in group.experiences]
             yield StoredGroup(prompts.get(group.prompt.id, group.prompt), rollouts)
 
