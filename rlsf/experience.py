@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from reward.types import Score
 from rollouts.types import Prompt, Rollout
 
-
 LESSON = "lesson"
 """In the evidence of what `rlsf.lessons` made: of which kind it is."""
 
