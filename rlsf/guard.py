@@ -181,7 +181,7 @@ class Guard:
                 rolled_back = True
                 if self.state.rollbacks >= self._config.max_rollbacks and "stop" not in verdict.actions:
                     verdict = replace(verdict, actions=(*verdict.actions, "stop"))
-            result.append(verdict)
+            result.append(verdict if "roll_back" in verdict.actions else replace(verdict, to_iteration=None))
         if rolled_back:
             self.state.rollbacks += 1
             self.state.shares, self.state.recent, self.state.in_trouble = [], {}, []

@@ -284,3 +284,18 @@ def test_a_real_model_judges_its_own_answers() -> None:
     grades = [grade for grade in scores[0].evidence["grades"] if grade is not None]
     expected = (statistics.fmean(grades) - 1) / 4 if grades else None
     assert scores[0].value == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [
+        ("1. The sum is right. Grade: 5", 5),
+        ("2 + 2 = 4, so my score is **4**.", 4),
+        ("Rating: 2. On reflection, rating: 3", 3),
+        ("The score from 1 to 5 is 4", 4),
+        ("grade: 9", None),
+        ("3", 3),
+    ],
+)
+def test_a_number_that_is_called_a_grade_goes_before_others(reply: str, grade: float | None) -> None:
+    assert parse_grade(reply, 1, 5) == grade

@@ -14,7 +14,8 @@ from rollouts.types import Prompt, Rollout
 
 TOO_LONG = Score(None, {}, {"note": "no judgement: with this answer the question does not fit the model's context"})
 
-_NUMBER = re.compile(r"(?<![\w.,/-])-?[0-9]+(?:\.[0-9]+)?(?![\w/]|[.,][0-9])")
+_NUMBER = re.compile(r"((?<![\w.,/-])-?[0-9]+(?:\.[0-9]+)?(?![\w/]|[.,][0-9]))")
+_CALLED = re.compile(rf"(?i)\b(?:grade|score|rating)\b(?: (?:is|of|would be))?[ :=*]*{_NUMBER.pattern}")
 
 
 class JudgeReward(BaseReward):
@@ -67,8 +68,8 @@ class JudgeReward(BaseReward):
 
 
 def parse_grade(text: str, low: float, high: float, *, truncated: bool = False) -> float | None:
-    """The grade in a judge's reply: its first number, once echoes of the scale ("1 to 5", "from 1 (wrong) to 5
-    (right)", "between 1 and 5", "/5", "out of 5") are put aside.
+    """The grade in a judge's reply: the last number that it calls its grade, score or rating, else its first number;
+    echoes of the scale ("1 to 5", "from 1 (wrong) to 5 (right)", "between 1 and 5", "/5", "out of 5") are put aside.
 
     None where that number lies outside [low, high], where there is none, or where it is the last thing before
     the reply was cut off, so that digits may be missing.
@@ -80,10 +81,11 @@ def parse_grade(text: str, low: float, high: float, *, truncated: bool = False) 
     text = re.sub(rf"(?i)\bbetween\s+{bottom}{meaning}and\s+{top}", " ", text)
     text = re.sub(rf"(?i)\b(?:from|between)\s+{bottom}[^0-9]*\Z", " ", text)  # the reply ends within the echo
     text = re.sub(rf"\s*(?:/|\bout of\b)\s*{top}", " ", text)
-    match = _NUMBER.search(text)
+    called = list(_CALLED.finditer(text))
+    match = called[-1] if called else _NUMBER.search(text)
     if match is None or (truncated and match.end() == len(text)):
         return None
-    grade = float(match[0])
+    grade = float(match[1])
     return grade if low <= grade <= high else None
 
 

@@ -48,5 +48,7 @@ class PTrueReward(BaseReward):
     def _grade(self, yes: float, no: float) -> Score:
         if math.isnan(yes) or math.isnan(no):
             return Score(None, {}, {"note": "not asked: the question does not fit the model's context"})
+        if math.isinf(yes) and math.isinf(no):
+            return Score(None, {}, {"note": "neither reply has any probability"})
         value = float(expit(yes - no))
         return Score(value, {self.name: value}, {"log p(yes)": yes, "log p(no)": no})

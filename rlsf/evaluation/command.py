@@ -42,7 +42,8 @@ def evaluate_run(
     """Measure one adapter of a run on held-out prompts of every task. The run itself is not touched.
 
     Args:
-        adapter: `last`, `best`, `base`, or the number of an iteration whose checkpoint is still there.
+        adapter: `last`, `best`, `canary` (the one that the guard would go back to), `base`, or the number of an
+            iteration whose checkpoint is still there.
         limit: at most this many prompts per task.
 
     Raises:
@@ -92,9 +93,12 @@ def find_adapter(directory: RunDir, name: str) -> tuple[Path | None, int | None]
     if latest is not None:
         iterations["last"] = iteration_of(latest)
         adapters["last"] = latest / "policy" / "default"
-        best = directory.read_json(latest / "state.json")["best_iteration"]
+        state = directory.read_json(latest / "state.json")
+        best, canary = state["best_iteration"], state.get("guard", {}).get("best_iteration")
         if best is not None:
             iterations["best"], adapters["best"] = best, directory.best_adapter(best)
+        if canary is not None and directory.guard_adapter(canary).exists():
+            iterations["canary"], adapters["canary"] = canary, directory.guard_adapter(canary)
     if name not in adapters:
         raise RunDirError(f"{directory.path} has no adapter {name!r}; it has {', '.join(['base', *sorted(adapters)])}")
     return adapters[name], iterations[name]

@@ -14,6 +14,7 @@ from reward.factory import make_reward
 from reward.types import Score
 from reward.verifiers import make_verifier
 from rlsf.display import Display, say
+from rlsf.errors import DataError
 from rlsf.evaluation.grading import Grader
 from rlsf.files import check_output, mendable_output, write_parts
 from rlsf.offline.batches import score_in_batches
@@ -48,6 +49,8 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
     """
     if output is not None:
         check_output(output)
+        if output.exists() and path.exists() and output.samefile(path):
+            raise DataError(f"--output: {output} is the file that is scored; name another one")
     groups = read_completions(path, config)
     check_answers(config.answer, config.model, NAME_A_MODEL)
     reward = make_reward(config.reward, graders={TASK: make_verifier(config.verifier, config.answer)})
