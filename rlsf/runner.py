@@ -93,7 +93,9 @@ def continue_run(directory: RunDir, console: Console) -> None:
     check_same_data(directory, stream)
     with Display(console, f"rlsf {config.name}", total=stream.iterations) as display, directory.locked():
         for path in changed_rewards(directory, config):
-            display.warn(f"the file of the reward {path} has changed since the run began: compare its rewards with care")
+            display.warn(
+                f"the file of the reward {path} has changed since the run began: compare its rewards with care"
+            )
         _train(Run(config, directory, stream, display))
     _conclude(directory, console)
 
