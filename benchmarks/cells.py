@@ -90,6 +90,7 @@ def _result(run: Path) -> dict[str, Any]:
         for row in read_jsonl(run / "metrics.jsonl")
     ]
     summary = json.loads((run / "summary.json").read_text("utf-8"))
+    summary["config"]["output_dir"] = "runs"  # where this machine keeps them is nobody's business
     return {"summary": summary, "curve": curve}
 
 
