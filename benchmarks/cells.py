@@ -89,9 +89,14 @@ def _result(run: Path) -> dict[str, Any]:
         }
         for row in read_jsonl(run / "metrics.jsonl")
     ]
+    return {"summary": summary_of(run), "curve": curve}
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    """Of a finished run, without the folder that this machine keeps it in."""
     summary = json.loads((run / "summary.json").read_text("utf-8"))
-    summary["config"]["output_dir"] = "runs"  # where this machine keeps them is nobody's business
-    return {"summary": summary, "curve": curve}
+    summary["config"]["output_dir"] = "runs"
+    return summary
 
 
 def _is_kept(key: str, kept: tuple[str, ...]) -> bool:

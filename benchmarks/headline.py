@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks.cells import summary_of
 from benchmarks.results import Row, merged, print_rows, write_results
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +59,7 @@ def run_cell(config: str, seed: int, *, again: bool) -> None:
         command = ["run", str(ROOT / "configs" / f"{config}.yaml"), *[x for o in overrides for x in ("--set", o)]]
     subprocess.run([sys.executable, "-m", "rlsf.cli", *command], check=True)
     CELLS.mkdir(parents=True, exist_ok=True)
-    cell.write_text((run / "summary.json").read_text("utf-8"), "utf-8")
+    cell.write_text(json.dumps(summary_of(run), indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def rows_of(summary: dict[str, Any]) -> list[Row]:
