@@ -219,7 +219,7 @@ def plot(task: str, methods: Methods, path: Path) -> None:
             axes.fill_between(iterations, bands[1], bands[2], color=COLOURS[method], alpha=0.12, linewidth=0)
     axes.set(xlabel="iteration", ylabel="held-out pass@1", title=f"{task}: same budget, different rewards")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight")
     plt.close(figure)
