@@ -63,7 +63,7 @@ def prepare(run: Run) -> None:
 
 
 def iterate(run: Run) -> None:
-    """Generate, score, remember, learn, deliver, look out, evaluate, checkpoint."""
+    """Generate, score, remember, learn, deliver, evaluate, look out, checkpoint."""
     iteration = run.state.iteration + 1
     task = run.stream.active(iteration)
     metrics: dict[str, float] = {}
@@ -106,7 +106,7 @@ def iterate(run: Run) -> None:
     with run.phase("evaluate"):
         if iteration % run.config.evaluation.every == 0 or iteration == run.stream.iterations:
             metrics |= run.validate(iteration)
-            if task is run.stream.tasks[-1] and iteration < run.stream.iterations and run.state.stop_reason is None:
+            if task is run.stream.tasks[-1] and iteration < run.stream.iterations:
                 run.state.stop_reason = should_stop(run.config.evaluation, run.state)
 
     with run.phase("guard"):

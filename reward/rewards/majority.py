@@ -1,8 +1,9 @@
 """Agreement with the group's own answers (TTRL, arXiv 2504.16084)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from reward.base import BaseReward, Groups
 from reward.config import MajorityConfig
@@ -31,6 +32,16 @@ def count_votes(answers: Sequence[str | None]) -> Vote:
     return Vote(ordered, winners, top / len(answers) if answers else 0.0)
 
 
+def vote_scores(
+    name: str, answers: Sequence[str | None], values: Sequence[float | None], evidence: Mapping[str, Any]
+) -> list[Score]:
+    """One score per voter: the answer it gave, beside the evidence that all of them share."""
+    return [
+        Score(value, {} if value is None else {name: value}, {"answer": answer or None, **evidence})
+        for answer, value in zip(answers, values, strict=True)
+    ]
+
+
 class MajorityReward(BaseReward):
     """1 for the most frequent answer of the group, 0 for others and for none; or, softly, the share of the
     group that agrees.
@@ -54,20 +65,9 @@ class MajorityReward(BaseReward):
     def _score_group(self, answers: list[str | None]) -> list[Score]:
         vote = count_votes(answers)
         no_opinion = not vote.winners or vote.share < self._config.min_share
-        scores = []
-        for answer in answers:
-            evidence = {
-                "answer": answer or None,
-                "votes": vote.counts,
-                "winners": list(vote.winners),
-                "share": vote.share,
-            }
-            if no_opinion:
-                scores.append(Score(None, {}, evidence))
-                continue
-            value = self._value(answer, vote, len(answers))
-            scores.append(Score(value, {self.name: value}, evidence))
-        return scores
+        evidence = {"votes": vote.counts, "winners": list(vote.winners), "share": vote.share}
+        values = [None if no_opinion else self._value(answer, vote, len(answers)) for answer in answers]
+        return vote_scores(self.name, answers, values, evidence)
 
     def _value(self, answer: str | None, vote: Vote, n: int) -> float:
         if not answer:

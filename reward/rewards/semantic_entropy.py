@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from reward.base import BaseReward, Groups
 from reward.config import SemanticEntropyConfig
 from reward.equivalence import group_answers
-from reward.rewards.majority import Vote, count_votes
+from reward.rewards.majority import Vote, count_votes, vote_scores
 from reward.types import RewardContext, Score
 
 
@@ -42,15 +42,8 @@ class SemanticEntropyReward(BaseReward):
         vote, entropy = count_votes(answers), semantic_entropy(answers)
         high = self._config.max_entropy
         silent = not vote.winners or entropy < self._config.min_entropy or (high is not None and entropy > high)
-        scores = []
-        for answer in answers:
-            evidence = {"answer": answer or None, "votes": vote.counts, "entropy": entropy}
-            if silent:
-                scores.append(Score(None, {}, evidence))
-                continue
-            value = self._value(answer, vote, len(answers))
-            scores.append(Score(value, {self.name: value}, evidence))
-        return scores
+        values = [None if silent else self._value(answer, vote, len(answers)) for answer in answers]
+        return vote_scores(self.name, answers, values, {"votes": vote.counts, "entropy": entropy})
 
     def _value(self, answer: str | None, vote: Vote, n: int) -> float:
         share = vote.counts[answer] / n if answer else 0.0
