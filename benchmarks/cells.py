@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks.results import Row
 from rlsf.run_dir import read_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +111,12 @@ def read(cell: Cell) -> dict[str, Any]:
 def curve_of(result: dict[str, Any], metric: str) -> dict[int, float]:
     """A metric by iteration, where it was measured."""
     return {row["iteration"]: row[metric] for row in result["curve"] if metric in row}
+
+
+def row_over_seeds(name: str, by_seed: Mapping[int, float], unit: str = "share") -> Row:
+    """The mean over at least one seed, with its interval."""
+    mean, low, high = mean_interval(list(by_seed.values()))
+    return Row(name, mean, unit, low, high, len(by_seed), tuple(sorted(by_seed)))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.cells import CONFIGS, ROOT, Cell, curve_of, mean_interval, measure_all, read
+from benchmarks.cells import CONFIGS, ROOT, Cell, curve_of, measure_all, read, row_over_seeds
 from benchmarks.results import Row, merged, print_rows, write_results
 
 FIGURE = ROOT / "docs" / "figures" / "collapse.svg"
@@ -115,10 +115,7 @@ def end(result: dict[str, Any]) -> float:
 
 
 def _row(name: str, by_seed: dict[int, float], unit: str = "share") -> Row:
-    if not by_seed:
-        return Row(name, float("nan"), unit)
-    mean, low, high = mean_interval(list(by_seed.values()))
-    return Row(name, mean, unit, low, high, len(by_seed), tuple(sorted(by_seed)))
+    return row_over_seeds(name, by_seed, unit) if by_seed else Row(name, float("nan"), unit)
 
 
 def plot(found: dict[str, Results]) -> None:

@@ -17,10 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
-from benchmarks.cells import summary_of
+from benchmarks.cells import row_over_seeds, summary_of
 from benchmarks.results import Row, merged, print_rows, write_results
 
 ROOT = Path(__file__).parent.parent
@@ -104,17 +101,10 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> list[Row]:
             for key in ("pass@1", "greedy"):
                 changes[config, task_name, key][summary["seed"]] = task["change"][key]["value"]
     return [
-        _mean_row(f"{config}/{task} {key} change, mean over seeds", values)
+        row_over_seeds(f"{config}/{task} {key} change, mean over seeds", values)
         for (config, task, key), values in changes.items()
         if len(values) > 1
     ]
-
-
-def _mean_row(name: str, by_seed: dict[int, float]) -> Row:
-    values = np.array(list(by_seed.values()))
-    mean = float(values.mean())
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return Row(name, mean, "share", mean - half, mean + half, len(values), tuple(sorted(by_seed)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.cells import CONFIGS, ROOT, Cell, curve_of, mean_interval, measure_all, read
+from benchmarks.cells import CONFIGS, ROOT, Cell, curve_of, mean_interval, measure_all, read, row_over_seeds
 from benchmarks.results import Row, merged, print_rows, write_results
 
 FIGURES = ROOT / "docs" / "figures"
@@ -155,7 +155,7 @@ def _baselines(task: str, methods: Methods) -> list[Row]:
     rows = []
     for title, key in (("pass@1", "pass@1"), ("greedy", "greedy"), ("majority vote", "majority@")):
         values = {seed: _untrained(result, key) for seed, result in cells.items()}
-        rows.append(_row(f"{task}: untrained, {title}", values))
+        rows.append(row_over_seeds(f"{task}: untrained, {title}", values))
     return rows
 
 
@@ -168,8 +168,10 @@ def _untrained(result: dict[str, Any], key: str) -> float:
 def _gains(task: str, method: str, cells: dict[int, dict[str, Any]], verifier: dict[int, dict[str, Any]]) -> list[Row]:
     gains = {seed: _gain(result, method, "pass@1") for seed, result in cells.items()}
     rows = [
-        _row(f"{task}: {method}, change of pass@1", gains),
-        _row(f"{task}: {method}, change of greedy", {s: _gain(r, method, "greedy") for s, r in cells.items()}),
+        row_over_seeds(f"{task}: {method}, change of pass@1", gains),
+        row_over_seeds(
+            f"{task}: {method}, change of greedy", {s: _gain(r, method, "greedy") for s, r in cells.items()}
+        ),
     ]
     both = sorted(gains.keys() & verifier.keys())
     if method != "verifier" and both:
@@ -192,11 +194,6 @@ def ratio_interval(values: Sequence[float], others: Sequence[float]) -> tuple[fl
     numerators, denominators = pairs[:, draws].mean(axis=2)
     low, high = np.quantile(numerators / denominators, [0.025, 0.975])
     return float(pairs[0].mean() / pairs[1].mean()), float(low), float(high)
-
-
-def _row(name: str, by_seed: dict[int, float]) -> Row:
-    mean, low, high = mean_interval(list(by_seed.values()))
-    return Row(name, mean, "share", low, high, len(by_seed), tuple(sorted(by_seed)))
 
 
 COLOURS = dict(zip((*REWARDS, *JUDGED), plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
