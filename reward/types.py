@@ -105,6 +105,10 @@ def _ignore_count(name: str, amount: float) -> None:
     pass
 
 
+def _ignore_metric(name: str, value: float) -> None:
+    pass
+
+
 def _ignore_lesson(lesson: Lesson) -> None:
     pass
 
@@ -137,6 +141,9 @@ class RewardContext:
     count: Callable[[str, float], None] = _ignore_count
     """Adds to a named counter of this round of scoring: replies asked for, replies that could not be read, tokens
     spent. They become metrics."""
+    log_metric: Callable[[str, float], None] = _ignore_metric
+    """A number about this round of scoring, for metrics.jsonl and the trackers; what is logged several times is
+    averaged."""
     teach: Callable[[Lesson], None] = _ignore_lesson
     """Hands over something to learn from besides the scores."""
 

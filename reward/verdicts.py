@@ -24,10 +24,10 @@ _NOUN = r"(?i:answer|response|option|choice|judge|judge?ment)"
 _CLAUSE_END = re.compile(r"[.!?;,\n]+|\s[-–—]+\s|\b(?:because|since)\b")
 _BARE = re.compile(rf"\W*(?:{_NOUN}\W+)?([AB])[^\w:]*")
 _BETTER = r"(?i:better|best|right|correct|preferable|superior|stronger)"
+_DEGREE = r"(?:the|a|also|equally|just as|clearly|much|slightly)"
 _CLAIMS = (
     re.compile(
-        rf"\b([AB])\)?(?:'s \w+)? (?:wins|beats|(?:is|was|seems|would be) (?:(?:the|a|clearly|much|slightly) )*"
-        rf"(?:{_BETTER}|more \w+))\b"
+        rf"\b([AB])\)?(?:'s \w+)? (?:wins|beats|(?:is|was|seems|would be) (?:{_DEGREE} )*(?:{_BETTER}|more \w+))\b"
     ),
     re.compile(
         rf"(?:\b(?:{_BETTER}|{_NOUN}|(?i:verdict|winner|one))(?: is|:)|(?i:\b(?:prefer|choose|pick)))"

@@ -119,7 +119,7 @@ class Run:
         )
         parts.callback(engine.close)
         self.engine = MeteredEngine(engine, self._count_tokens)
-        self.scorer = Scorer(self.reward, self.graders, self.policy, self.engine)
+        self.scorer = Scorer(self.reward, self.graders, self.policy, self.engine, count_tokens=self._count_tokens)
         parts.callback(self.scorer.close)
         for task in self.stream.tasks:  # a prompt that is too long should not wait for the iteration that draws it
             prompts = [*task.train, *task.validation, *task.test]

@@ -1,7 +1,7 @@
 """Hands a reward what it declares, and nothing more."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ class Scored:
     scores: list[list[Score]]
     counts: Mapping[str, float]
     """What the reward counted: replies asked for, replies that could not be read, tokens spent."""
+    metrics: Mapping[str, float]
+    """What the reward logged besides, averaged."""
     lessons: Sequence[Lesson]
     """What it found worth learning besides."""
     tokens: "TokenPass | None"
@@ -35,14 +37,24 @@ class Scorer:
     `rlsf score`."""
 
     def __init__(
-        self, reward: BaseReward, graders: Mapping[str, Grader], policy: "Policy | None", engine: Engine | None
+        self,
+        reward: BaseReward,
+        graders: Mapping[str, Grader],
+        policy: "Policy | None",
+        engine: Engine | None,
+        *,
+        count_tokens: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        """`policy` and `engine` may be missing where `reward` needs neither; where it does, it says so itself."""
+        """`policy` and `engine` may be missing where `reward` needs neither; where it does, it says so itself.
+
+        Args:
+            count_tokens: told how many tokens models beside the engine generate.
+        """
         self.reward = reward
         self._graders = graders
         self._policy = policy
         self._engine = engine
-        self._writers = _writers(policy, engine) if policy is not None and engine is not None else None
+        self._writers = _writers(policy, engine, count_tokens) if policy is not None and engine is not None else None
 
     def score(
         self,
@@ -64,9 +76,12 @@ class Scorer:
         """
         tokens = _token_pass(self._policy, temperature) if self._policy is not None else None
         counts: Counter[str] = Counter()
+        logged: defaultdict[str, list[float]] = defaultdict(list)
         lessons: list[Lesson] = []
-        context = self._context(prompts, task, iteration, seed, tokens, counts, lessons)
-        return Scored(self.reward.score(rollouts, context), counts, lessons, tokens)
+        context = self._context(prompts, task, iteration, seed, tokens, counts, logged, lessons)
+        scores = self.reward.score(rollouts, context)
+        metrics = {name: sum(values) / len(values) for name, values in logged.items()}
+        return Scored(scores, counts, metrics, lessons, tokens)
 
     def _context(
         self,
@@ -76,6 +91,7 @@ class Scorer:
         seed: int,
         tokens: "TokenPass | None",
         counts: Counter[str],
+        logged: defaultdict[str, list[float]],
         lessons: list[Lesson],
     ) -> RewardContext:
         grader, policy, needs = self._graders[task], self._policy, self.reward.needs
@@ -98,6 +114,7 @@ class Scorer:
             if policy is not None
             else None,
             count=count,
+            log_metric=lambda name, value: logged[name].append(value),
             teach=lessons.append,
         )
 
@@ -107,10 +124,10 @@ class Scorer:
             self._writers.close()
 
 
-def _writers(policy: "Policy", engine: Engine) -> "Writers":
+def _writers(policy: "Policy", engine: Engine, count_tokens: Callable[[int], None]) -> "Writers":
     from rlsf.writers import Writers
 
-    return Writers(policy, engine.max_model_len)
+    return Writers(policy, engine.max_model_len, count_tokens)
 
 
 def _token_pass(policy: "Policy", temperature: float) -> "TokenPass":

@@ -130,7 +130,8 @@ def reward_metrics(rollouts: list[list[Rollout]], scored: Scored) -> dict[str, f
     for name in sorted({name for score in flat_scores for name in score.components}):
         parts = [score.components[name] for score in flat_scores if name in score.components]
         metrics[f"reward/component/{name}"] = float(np.mean(parts))
-    return metrics | count_metrics(scored.counts)
+    logged = {f"reward/metric/{name}": value for name, value in scored.metrics.items()}
+    return metrics | count_metrics(scored.counts) | logged
 
 
 def vote_metrics(run: "Run", task: "Task", rollouts: list[list[Rollout]]) -> dict[str, float]:

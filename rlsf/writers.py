@@ -1,7 +1,7 @@
 """Models beside the engine that rewards put questions to: the frozen copy of the policy, and others on this machine."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from transformers import GenerationConfig
@@ -29,24 +29,43 @@ class Writers:
 
     Args:
         max_model_len: longest question plus reply of the frozen copy, in tokens.
+        count: told how many tokens were generated.
     """
 
-    def __init__(self, policy: Policy, max_model_len: int) -> None:
+    def __init__(self, policy: Policy, max_model_len: int, count: Callable[[int], None]) -> None:
         self._policy = policy
-        self._frozen = EngineWriter(FrozenCopy(policy, max_model_len))
-        self._locals: dict[LocalWriterConfig, LocalWriter] = {}
+        self._count = count
+        self._frozen = Metered(EngineWriter(FrozenCopy(policy, max_model_len)), count)
+        self._locals: dict[LocalWriterConfig, Metered] = {}
+        self._models = ExitStack()
 
     def __call__(self, config: FrozenWriterConfig | LocalWriterConfig) -> Writer:
         if isinstance(config, FrozenWriterConfig):
             return self._frozen
         if config not in self._locals:
-            self._locals[config] = LocalWriter(config, self._policy)
+            local = self._models.enter_context(closing(LocalWriter(config, self._policy)))
+            self._locals[config] = Metered(local, self._count)
         return self._locals[config]
 
     def close(self) -> None:
         """Free the other models' memory. Safe to call twice."""
-        for writer in self._locals.values():
-            writer.close()
+        self._models.close()
+
+
+class Metered:
+    """Passes questions on to another writer and reports the tokens that it generated."""
+
+    def __init__(self, writer: Writer, count: Callable[[int], None]) -> None:
+        self._writer = writer
+        self._count = count
+
+    def ask(
+        self, questions: Sequence[Prompt], sampling: SamplingParams, *, seed: int, json_schema: Mapping[str, Any] | None
+    ) -> list[list[Reply] | None]:
+        """See `Writer.ask`."""
+        answers = self._writer.ask(questions, sampling, seed=seed, json_schema=json_schema)
+        self._count(sum(reply.tokens for replies in answers for reply in replies or ()))
+        return answers
 
 
 class FrozenCopy:

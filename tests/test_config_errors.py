@@ -245,6 +245,27 @@ def test_malformed_config(run_yaml: Path, case: str) -> None:
     assert "pydantic" not in str(caught.value).lower()
 
 
+NESTED = "reward: {kind: weighted_sum, components: {a: {reward: {kind: majority}, weight: %s}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ("guard: {canary: {then: [stap]}}\n", 'guard.canary.then.0: found "stap"; expected one of'),
+        (NESTED % "{x: 1}", 'weight.x: found the key "x"; expected a whole number'),
+        (NESTED % "{-3: 1}", "weight.-3: found the key -3; expected at least 0"),
+        (NESTED % "{0: x}", 'weight.0: found "x"; expected a number'),
+        (NESTED % "x", 'weight: found "x"; expected a number or a section'),
+    ],
+)
+def test_one_error_is_one_line(run_yaml: Path, wrong: str, expected: str) -> None:
+    run_yaml.write_text(HEAD + wrong)
+    with pytest.raises(ConfigError) as caught:
+        load_config(run_yaml)
+    assert expected in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_several_errors_are_one_line_each(run_yaml: Path) -> None:
     run_yaml.write_text(HEAD + "seed: -1\nsampling: {n: x}\nlop: {}\n")
     with pytest.raises(ConfigError) as caught:

@@ -105,7 +105,7 @@ def test_the_canary_follows_the_best_and_tells_a_fall_from_chance() -> None:
     one_prompt[0] -= 0.5 * 8  # 13% lower on average, but on a single prompt: chance
     assert guard.observe(3, {}, one_prompt.tolist()) == []
     [verdict] = guard.observe(4, {}, (RIGHT - 0.1).tolist())
-    assert verdict.actions == ("roll_back", "lower_rate") and verdict.to_iteration == 1
+    assert verdict.actions == ("lower_rate", "roll_back") and verdict.to_iteration == 1
     assert "0.400" in verdict.reason and "0.600 in iteration 1" in verdict.reason
 
 
@@ -121,16 +121,16 @@ def test_past_the_allowed_rollbacks_trouble_ends_the_run() -> None:
     guard.take_baseline(RIGHT.tolist())
     [first] = guard.observe(1, {}, (RIGHT - 0.2).tolist())
     [second] = guard.observe(2, {}, (RIGHT - 0.2).tolist())
-    assert "stop" not in first.actions and second.actions == ("roll_back", "lower_rate", "stop")
+    assert "stop" not in first.actions and second.actions == ("lower_rate", "roll_back", "stop")
     assert second.to_iteration == 0 and guard.state.rollbacks == 2
 
 
 def test_only_one_verdict_of_an_iteration_rolls_back() -> None:
-    watches = tuple(WatchConfig(metric=m, above=0.0, window=1, then=("roll_back", "lower_rate")) for m in "ab")
+    watches = tuple(WatchConfig(metric=m, above=0.0, window=1, then=("lower_rate", "roll_back")) for m in "ab")
     guard = Guard(GuardConfig(watch=watches), GuardState())
     guard.begin("t", 0)
     verdicts = guard.observe(1, {"a": 1.0, "b": 1.0})
-    assert [v.actions for v in verdicts] == [("roll_back", "lower_rate"), ("warn",)]
+    assert [v.actions for v in verdicts] == [("lower_rate", "roll_back"), ("warn",)]
     assert guard.state.rollbacks == 1
     watches = (watches[0], WatchConfig(metric="b", above=0.0, window=1, then=("roll_back", "stop")))
     guard = Guard(GuardConfig(watch=watches), GuardState())
@@ -175,7 +175,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_goes_back_lowers_its_rate_and_stops(guarded: Path) -> None:
     log = list(read_jsonl(guarded / "guard.jsonl"))
-    assert [row["actions"] for row in log] == [["roll_back", "lower_rate"], ["roll_back", "lower_rate", "stop"]]
+    assert [row["actions"] for row in log] == [["lower_rate", "roll_back"], ["lower_rate", "roll_back", "stop"]]
     rows = metrics_of(guarded)
     rates = [rows[i]["train/learning_rate"] for i in sorted(rows) if "train/learning_rate" in rows[i]]
     assert rates[0] == pytest.approx(1e-2) and rates[-1] == pytest.approx(5e-3)

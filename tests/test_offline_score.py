@@ -503,6 +503,17 @@ def test_a_reward_with_a_memory_looks_at_the_file_as_a_whole(tmp_path: Path, mon
     assert sum(rewards) == pytest.approx(0, abs=1e-9)  # standardised over everything
 
 
+def test_a_schedule_of_weights_is_followed_to_the_named_iteration(tmp_path: Path) -> None:
+    source = write(tmp_path / "answers.jsonl", [{"prompt": "1", "completions": ["1", "1", "2"]}])
+    output = tmp_path / "out.jsonl"
+    part: Mapping[str, Any] = {"weight": {0: 1.0, 10: 3.0}, "reward": {"kind": "majority"}}
+    reward = {"kind": "weighted_sum", "components": {"votes": part}}
+    for iteration, weight in ((0, 1), (5, 2), (10, 3)):
+        config = ScoreConfig.model_validate({"reward": reward, "iteration": iteration})
+        score_file(source, config, Console(), output=output)
+        assert [row["reward"] for row in scored(tmp_path)] == [weight, weight, 0]
+
+
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ScoreConfig.model_validate({"reward": {"kind": "majority", "soft": True}})
     rows = [{"prompt": f"{i}", "completions": ["1", "2", "2"], "temperature": 1 + i % 2} for i in range(7)]

@@ -15,6 +15,7 @@ from reward.config import (
     FunctionConfig,
 )
 from reward.factory import make_reward
+from reward.rewards.combination import Component, WeightedSumReward
 from reward.rewards.function import FunctionReward, load_function
 from reward.types import RewardContext, RewardError, Score
 from rollouts.types import Message, Prompt
@@ -87,6 +88,21 @@ def test_what_a_function_logs_is_kept_as_evidence() -> None:
 
     evidence = score_with(noisy, "12", "13")[1].evidence
     assert evidence == {"parsed": "namespace(text='13')", "metrics": {"seen": 1.5}}
+
+
+def test_what_a_function_logs_for_the_batch_becomes_a_metric() -> None:
+    def measuring(completions: list[str], log_metric: Any, **_: Any) -> list[float]:
+        log_metric("seen", 1.0)
+        log_metric("seen", 2.0)
+        log_metric("odd", math.nan)
+        return [1.0] * len(completions)
+
+    logged: list[tuple[str, float]] = []
+    ctx = context(prompt("12"), log_metric=lambda *metric: logged.append(metric))
+    score_with(measuring, "12", "13", ctx=ctx)
+    combined = WeightedSumReward({"mine": Component(FunctionReward(measuring))})
+    combined.score([group("12")], ctx)
+    assert logged == [("seen", 1.5), ("mine/seen", 1.5)]
 
 
 @pytest.mark.parametrize(

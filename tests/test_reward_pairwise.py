@@ -90,6 +90,8 @@ def compare(
         ("The worse answer is A.", None),
         ("The answer is not A", None),
         ("A is better. B is better.", None),
+        ("A is correct; B is also correct", None),
+        ("Answer A is right, and answer B is just as right.", None),
         ("B? No, A is right.", None),
         ("A, B", None),
         ("A or B", None),

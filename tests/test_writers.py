@@ -33,9 +33,20 @@ def policy() -> Policy:
 
 @pytest.fixture
 def writers(policy: Policy) -> Iterator[Writers]:
-    writers = Writers(policy, max_model_len=64)
+    writers = Writers(policy, 64, lambda tokens: None)
     yield writers
     writers.close()
+
+
+def test_what_other_models_generate_is_counted(policy: Policy) -> None:
+    counted: list[int] = []
+    writers = Writers(policy, 64, counted.append)
+    local = LocalWriterConfig(source="lab", max_model_len=64)
+    for config in (FROZEN, local):
+        groups = writers(config).ask(QUESTIONS, GREEDY, seed=1, json_schema=None)
+        assert counted.pop() == sum(reply.tokens for replies in groups for reply in replies or []) > 0
+    writers.close()
+    assert not counted
 
 
 def texts(writer: Writer, sampling: SamplingParams = GREEDY, *, seed: int = 1) -> list[str]:

@@ -38,14 +38,15 @@ class OpenAIWriterConfig(Section):
     """Any endpoint that speaks OpenAI's chat completions: a `vllm serve`, a gateway, a vendor."""
 
     kind: Literal["openai"] = "openai"
-    base_url: str = "https://api.openai.com/v1"
+    base_url: str = Field("https://api.openai.com/v1", pattern=r"^https?://\S+$")
+    """An address that begins with http:// or https://, up to the version: the client adds /chat/completions."""
     model: str
     """Name that the endpoint knows the model by."""
     api_key_env: str | None = "OPENAI_API_KEY"
     """Environment variable that holds the key; it never stands in a config. None sends none."""
     timeout: float = Field(60.0, gt=0)
     """Seconds for one reply."""
-    retries: int = Field(2, ge=0)
+    retries: int = Field(2, ge=0, le=20)
     """Further attempts after a timeout, a refused connection or a busy endpoint, with growing pauses."""
     concurrency: int = Field(8, ge=1)
     """Requests under way at once."""

@@ -159,8 +159,12 @@ def part_scores(name: str, reward: Reward, groups: Groups, context: RewardContex
 
 
 def counting_as(name: str, context: RewardContext) -> RewardContext:
-    """The context for a part of a reward: its counters carry its name."""
-    return replace(context, count=lambda counter, amount: context.count(f"{name}/{counter}", amount))
+    """The context for a part of a reward: its counters and metrics carry its name."""
+    return replace(
+        context,
+        count=lambda counter, amount: context.count(f"{name}/{counter}", amount),
+        log_metric=lambda metric, value: context.log_metric(f"{name}/{metric}", value),
+    )
 
 
 def part_components(name: str, reward: Reward, score: Score) -> dict[str, float]:

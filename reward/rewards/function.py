@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import sys
 import threading
 import traceback
@@ -39,11 +40,11 @@ _RESERVED = (
 class FunctionReward(BaseReward):
     """Calls the function once for all rollouts, with keyword arguments as TRL's GRPOTrainer does.
 
-    It gets `prompts` and `completions` (strings, or lists of messages where the prompt is a chat),
-    `completion_ids`, one list per metadata column of the prompts (None where a prompt lacks it), `reference`
-    if asked for, `trainer_state` (its `global_step` is the iteration), `log_extra` and `log_metric`, whose
-    values end up in the evidence. A function without `**kwargs` gets the ones it names. A coroutine function
-    is awaited.
+    It gets `prompts` and `completions` (strings, or lists of messages where the prompt is a chat), `completion_ids`,
+    one list per metadata column of the prompts (None where a prompt lacks it), `reference` if asked for,
+    `trainer_state` (its `global_step` is the iteration), `log_extra`, whose values end up in the evidence, and
+    `log_metric`, whose values end up there and in the metrics. A function without `**kwargs` gets the ones it names.
+    A coroutine function is awaited.
     """
 
     def __init__(self, function: RewardFunction, *, name: str | None = None, needs_reference: bool = False) -> None:
@@ -63,6 +64,9 @@ class FunctionReward(BaseReward):
         log = _Log(len(rollouts))
         arguments = self._arguments(rollouts, context) | {"log_extra": log.extra, "log_metric": log.metric}
         values = self._checked(self._call(arguments, rollouts), rollouts)
+        for name, value in log.metrics.items():
+            if math.isfinite(value):  # the evidence shows the others
+                context.log_metric(name, value)
         scores = iter(
             Score(value, {} if value is None else {self.name: value}, log.evidence(index))
             for index, value in enumerate(values)
@@ -216,10 +220,15 @@ class _Log:
         with self._lock:
             self._metrics.setdefault(name, []).append(float(value))
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Averages over the calls."""
+        return {name: sum(values) / len(values) for name, values in self._metrics.items()}
+
     def evidence(self, index: int) -> dict[str, Any]:
         evidence = {column: values[index] for column, values in self._extra.items()}
         if self._metrics:
-            evidence["metrics"] = {name: _readable(sum(values) / len(values)) for name, values in self._metrics.items()}
+            evidence["metrics"] = {name: _readable(value) for name, value in self.metrics.items()}
         return evidence
 
 

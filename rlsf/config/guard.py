@@ -1,12 +1,21 @@
 """What is watched while a run trains, and what is done about it."""
 
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from rollouts.config import MAX_COMPLETIONS, Section
 
 Action = Literal["warn", "lower_rate", "roll_back", "stop"]
+"""From the mildest to the most severe."""
+
+
+def _in_order(actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    """Each once, the mildest first, however they were written."""
+    return tuple(action for action in get_args(Action) if action in actions)
+
+
+Actions = Annotated[tuple[Action, ...], Field(min_length=1), AfterValidator(_in_order)]
 
 
 class WatchConfig(Section):
@@ -21,9 +30,10 @@ class WatchConfig(Section):
     """The bound is a factor of the metric's mean over the first `window` iterations of the task."""
     window: int = Field(3, ge=1)
     """The mean over so many iterations is compared with the bound."""
-    then: tuple[Action, ...] = Field(("warn",), min_length=1)
-    """What is done, in this order of severity: `warn`; `lower_rate` (by `guard.lower_by`); `roll_back` to the best
-    adapter of the canary, or without one to the last at which nothing that rolls back was in trouble; `stop`."""
+    then: Actions = ("warn",)
+    """What is done, whatever the order they are named in: `warn`; `lower_rate` (by `guard.lower_by`); `roll_back` to
+    the best adapter of the canary, or without one to the last at which nothing that rolls back was in trouble;
+    `stop`."""
 
     @model_validator(mode="after")
     def _check(self) -> "WatchConfig":
@@ -53,7 +63,7 @@ class CanaryConfig(Section):
     max_drop: float = Field(0.05, gt=0, lt=1)
     """A fall below the best by more than this share of it is trouble, if it is also beyond chance (one-sided 95%,
     paired over the prompts)."""
-    then: tuple[Action, ...] = Field(("roll_back", "lower_rate"), min_length=1)
+    then: Actions = ("lower_rate", "roll_back")
 
 
 class GuardConfig(Section):

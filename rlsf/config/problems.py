@@ -51,9 +51,12 @@ def problems(error: ValidationError, root: type[Section], origin: Callable[[Path
         path, spec = user_path(root, item["loc"])
         path, found, expected = _problem(path, spec, item, root)
         lines.setdefault((path, found), (found, []))[1].append(expected)
+    # A list of one wrong item is also called too short, and a section with one wrong key no number.
+    within = {path[:length] for path, _ in lines for length in range(len(path))}
     return [
         ": ".join(part for part in (origin(path), dotted(path), found + _either(expected)) if part)
         for (path, _), (found, expected) in lines.items()
+        if path not in within
     ]
 
 
@@ -83,8 +86,10 @@ def _problem(path: Path, spec: Spec, item: Any, root: type[Section]) -> tuple[Pa
     kind, value, context = item["type"], item["input"], item.get("ctx", {})
     if kind == "extra_forbidden":
         return path, "", _unknown_key(path, item["loc"], root)
-    if kind == "invalid_key" or item["loc"][-1:] == ("[key]",):
+    if kind in ("invalid_key", "string_type") and (kind == "invalid_key" or item["loc"][-1] == "[key]"):
         return path, "", "keys must be text; put this one into quotes"
+    if item["loc"][-1:] == ("[key]",):
+        return path, f"found the key {shown(value)}; ", _expected(kind, context, item["msg"])
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         return _wrong_kind(path, spec, value)
     if kind == "value_error":
@@ -112,7 +117,8 @@ def _expected(kind: str, context: Mapping[str, Any], message: str) -> str:
 def _pattern(pattern: str, spec: Spec) -> str:
     if pattern == NAME:
         return "letters, digits, '_', '.' and '-', not starting with '.' or '-'"
-    return spec.description.split("\n")[0].rstrip(".") or f"text that matches {pattern}"
+    description = spec.description.split("\n")[0].rstrip(".")
+    return description[:1].lower() + description[1:] or f"text that matches {pattern}"
 
 
 def _advice(spec: Spec, kind: str, value: Any, context: Mapping[str, Any]) -> str:

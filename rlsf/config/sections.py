@@ -80,10 +80,13 @@ def user_path(root: type[Section], location: Sequence[str | int]) -> tuple[tuple
     """
     path: list[str | int] = []
     spec = Spec({}, root, None)
-    for part in location:
+    for index, part in enumerate(location):
+        if part == "[key]":  # behind the key itself
+            break
         if spec.kinds:
             spec = Spec({}, spec.kinds[str(part)], None)
-        elif spec.is_union:
+        elif spec.is_union:  # `part` names the type that was tried
+            path += [deeper for deeper in location[index + 1 :] if deeper != "[key]"]
             break
         elif spec.section is not None:
             path.append(part)

@@ -32,6 +32,7 @@ def score_in_batches(
     rollouts: Sequence[Sequence[Rollout]],
     *,
     whole: bool,
+    iteration: int,
     seed: int,
     advance: Callable[[int], None] = lambda rollouts: None,
 ) -> Batched:
@@ -40,6 +41,7 @@ def score_in_batches(
     Args:
         whole: score everything of one task and temperature together, as a reward must that depends on what it has
             scored before.
+        iteration: that the reward takes it for, of the weights that change.
         advance: told how many more rollouts are scored.
 
     Raises:
@@ -54,7 +56,7 @@ def score_in_batches(
             groups,
             task=asked[0].task,
             temperature=_temperature(groups[0]),
-            iteration=0,
+            iteration=iteration,
             seed=derive_seed(seed, "batch", number),
         )
         for place, group_scores in zip(places, scored.scores, strict=True):

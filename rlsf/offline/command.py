@@ -84,7 +84,7 @@ def signals_of_file(
     ):
         rollouts = make_rollouts(groups, settings, demands, models, display)
         material = Material(Grader(settings.task, models.embed()), [group.prompt for group in groups], rollouts)
-        reports = _measure(chosen, material, models, display, seed=settings.seed)
+        reports = _measure(chosen, material, models, display, iteration=settings.iteration, seed=settings.seed)
     _show(reports, {"file": str(path), "config": config and str(config)}, output, console)
 
 
@@ -129,7 +129,9 @@ def signals_of_run(
                 display.say(f"task {task.name}: {describe_versions(groups, version)}")
                 grader = Grader(task.config, models.embed())
                 material = Material(grader, [g.prompt for g in groups], [g.rollouts for g in groups])
-                found[task.name] = _measure(chosen, material, models, display, seed=config.seed)
+                found[task.name] = _measure(
+                    chosen, material, models, display, iteration=iteration or 0, seed=config.seed
+                )
     for name, reports in found.items():
         source = {"run": str(directory.path), "adapter": adapter, "iteration": iteration, "policy_version": version}
         _show(reports, source, output / name if output is not None and len(found) > 1 else output, console)
@@ -186,7 +188,7 @@ def _copies(directory: RunDir, adapter: Path | None, into: Path) -> Adapters:
 
 
 def _measure(
-    signals: Signals, material: Material, models: Models, display: Display, *, seed: int
+    signals: Signals, material: Material, models: Models, display: Display, *, iteration: int, seed: int
 ) -> list[SignalReport]:
     grader = material.grader
 
@@ -200,6 +202,7 @@ def _measure(
         material.rollouts,
         grader,
         make_scorer,
+        iteration=iteration,
         seed=derive_seed(seed, "signals"),
         phase=display.step,
     )

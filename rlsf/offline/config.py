@@ -33,6 +33,8 @@ class ScoreConfig(Section):
     verifier: VerifierConfig = VerifierConfig()
     seed: int = Field(0, ge=0)
     """Of rewards that draw samples."""
+    iteration: int = Field(0, ge=0)
+    """Score as a run would in this iteration, where weights follow a schedule."""
 
     @model_validator(mode="after")
     def _check(self) -> "ScoreConfig":

@@ -74,6 +74,7 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
                     prompts,
                     rollouts,
                     whole=remembers(config.reward),
+                    iteration=config.iteration,
                     seed=derive_seed(config.seed, "score"),
                     advance=display.advance,
                 )

@@ -92,6 +92,7 @@ def measure_signals(
     grader: Grader,
     make_scorer: Callable[[RewardConfig], Scorer],
     *,
+    iteration: int = 0,
     seed: int,
     phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
 ) -> list[SignalReport]:
@@ -102,6 +103,7 @@ def measure_signals(
             says that it does.
         grader: of the task; tells what is right.
         make_scorer: a scorer for a reward, with the graders and the model that it needs; closed here.
+        iteration: that signals take it for, of which weights follow a schedule.
         seed: of rewards that draw samples, of the bootstrap and of the folds.
         phase: shows which signal is being measured.
 
@@ -119,7 +121,12 @@ def measure_signals(
             try:
                 started = time.perf_counter()
                 scored = score_in_batches(
-                    scorer, prompts, rollouts, whole=remembers(config), seed=derive_seed(seed, "score", name)
+                    scorer,
+                    prompts,
+                    rollouts,
+                    whole=remembers(config),
+                    iteration=iteration,
+                    seed=derive_seed(seed, "score", name),
                 )
                 seconds = time.perf_counter() - started
             finally:
