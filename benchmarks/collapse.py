@@ -2,9 +2,10 @@
 
     python -m benchmarks.collapse            # what is not measured yet, 5 seeds
 
-`unguarded` trains on; `labels` has a canary of 32 labelled prompts; `votes` one of what the model itself voted for
-before the loop, without any label. Held-out accuracy is measured after every iteration on the same 300 prompts, none
-of them in a canary. The peak is the unguarded run's best moving average over 3 iterations.
+Sums of the lab model. `unguarded` trains on and ends with its last adapter; `labels` has a canary of 32 labelled prompts,
+which also chooses the final adapter; `votes` one of what the model itself voted for before the loop, without any label,
+and ends with its last adapter. Held-out accuracy is measured after every iteration on the same 300 prompts, none of them
+in a canary. The peak is the unguarded run's best moving average over 3 iterations.
 """
 
 import argparse
@@ -16,19 +17,21 @@ import numpy as np
 
 from benchmarks.cells import CONFIGS, ROOT, Cell, curve_of, measure_all, read, row_over_seeds
 from benchmarks.results import Row, merged, print_rows, write_results
+from benchmarks.self_feedback import TASKS
 
 FIGURE = ROOT / "docs" / "figures" / "collapse.svg"
 LONG = (
-    "loop.iterations=80",
+    *TASKS["sum"],
+    "loop.iterations=40",
     "algorithm.learning_rate=1.0e-3",
     "algorithm.kl_coef=0",
-    "tasks.0.split={validation: 428, test: 600}",
-    "evaluation={every: 1, samples: 8, final_samples: 8, prompts: 300}",
+    "tasks.0.split.validation=428",
+    "evaluation={every: 1, samples: 4, final_samples: 8, prompts: 300}",
 )
 GUARDS = {
     "unguarded": (),
     "labels": ("guard={canary: {truth: references, prompts: 32, samples: 16}}", "evaluation.select=canary"),
-    "votes": ("guard={canary: {truth: votes, prompts: 128}}", "evaluation.select=canary"),
+    "votes": ("guard={canary: {truth: votes, prompts: 128}}",),
 }
 SIGNALS = {"majority": "{kind: majority}", "self_certainty": "{kind: self_certainty}"}
 

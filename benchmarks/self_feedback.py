@@ -37,9 +37,8 @@ JUDGED = {
 TASKS = {
     "gcd": (),
     "sum": (
-        "tasks.0.name=sum",
-        "tasks.0.source={kind: reasoning_gym, dataset: chain_sum, size: 5000, params: {min_terms: 2, max_terms: 2, "
-        "min_digits: 2, max_digits: 2}}",
+        "tasks=[{name: sum, split: {validation: 300, test: 600}, max_tokens: 8, source: {kind: reasoning_gym, "
+        "dataset: chain_sum, size: 5000, params: {min_terms: 2, max_terms: 2, min_digits: 2, max_digits: 2}}}]",
     ),
 }
 # The verifier sees the references of every prompt that it scores: loop.iterations · loop.prompts of them.
