@@ -2,10 +2,10 @@
 
     python -m benchmarks.collapse            # what is not measured yet, 5 seeds
 
-Sums of the lab model. `unguarded` trains on and ends with its last adapter; `labels` has a canary of 32 labelled prompts,
-which also chooses the final adapter; `votes` one of what the model itself voted for before the loop, without any label,
-and ends with its last adapter. Held-out accuracy is measured after every iteration on the same 300 prompts, none of them
-in a canary. The peak is the unguarded run's best moving average over 3 iterations.
+Sums of the lab model. `unguarded` trains on and ends with its last adapter; `labels` has a canary of 32 labelled
+prompts, which also chooses the final adapter; `votes` one of what the model itself voted for before the loop, without
+any label, and ends with its last adapter. Held-out accuracy is measured after every iteration on the same 300
+prompts, none of them in a canary. The peak is the unguarded run's best moving average over 3 iterations.
 """
 
 import argparse
