@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.cells import CONFIGS, ROOT, Cell, curve_of, measure_all, read, row_over_seeds
 from benchmarks.results import Row, merged, print_rows, write_results
 from benchmarks.self_feedback import TASKS
+from rlsf.figures import save_figure
 
 FIGURE = ROOT / "docs" / "figures" / "collapse.svg"
 LONG = (
@@ -136,8 +137,7 @@ def plot(found: dict[str, Results]) -> None:
     for axes in np.atleast_2d(grid)[-1]:
         axes.set_xlabel("iteration (dot: the final adapter)")
     np.atleast_2d(grid)[0, -1].legend(fontsize=7)
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURE, bbox_inches="tight")
+    save_figure(figure, FIGURE)
     plt.close(figure)
 
 

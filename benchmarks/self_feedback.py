@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.cells import CONFIGS, ROOT, Cell, curve_of, mean_interval, measure_all, read, row_over_seeds
 from benchmarks.results import Row, merged, print_rows, write_results
+from rlsf.figures import save_figure
 
 FIGURES = ROOT / "docs" / "figures"
 
@@ -216,8 +217,7 @@ def plot(task: str, methods: Methods, path: Path) -> None:
     axes.set(xlabel="iteration", ylabel="held-out pass@1", title=f"{task}: same budget, different rewards")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight")
+    save_figure(figure, path)
     plt.close(figure)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlsf.evaluation.statistics import Estimate
+from rlsf.figures import save_figure
 from rlsf.offline.signals import SignalReport, best_first
 
 if TYPE_CHECKING:
@@ -33,10 +34,7 @@ def plot_signals(reports: Sequence[SignalReport], path: Path, *, title: str | No
     known.set_ylim(-0.7, len(rows) - 0.3)
     figure.legend(loc="outside lower left", ncols=2, fontsize=9, frameon=False)
     figure.suptitle(title or _title(reports), fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=150, format=path.suffix.removeprefix(".") or "png")
-    temporary.replace(path)
+    save_figure(figure, path)
 
 
 def _draw_auroc(axes: "Axes", rows: Sequence[SignalReport]) -> None:
