@@ -150,7 +150,7 @@ _BARE_CHOICE = re.compile(r"\A\(?([A-Za-z])[).:]{0,2}\Z")
 _STATED_CHOICE = re.compile(
     r"(?:[:=]\s*|(?i:\b(?:is|answer|option|choice|choose)\s+))(?i:option\s+)?\(?([A-Z])\)?\s?\.?\Z"
 )
-_LABELLED_CHOICE = re.compile(r"(?:\A|\s)\(?([A-Z])[).:](?=\s)")
+_LABELLED_CHOICE = re.compile(r"(?:\A|\s)\(?([A-Z])(?:[.:](?=\s)|\)(?=[\s.,;:]|\Z))")
 
 
 def _choice(text: str) -> Span | None:
@@ -168,4 +168,4 @@ def _choice(text: str) -> Span | None:
         if match:
             return letter(match)
     labelled = _LABELLED_CHOICE.match(folded)
-    return letter(labelled) if labelled and len(_LABELLED_CHOICE.findall(folded)) == 1 else None
+    return letter(labelled) if labelled and len(set(_LABELLED_CHOICE.findall(folded))) == 1 else None

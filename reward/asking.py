@@ -82,14 +82,15 @@ def ask(
     those that did not come, since the others would come back as they were. What then remains unreadable is left out,
     or stops the run, as `config.unreadable` says.
 
-    Counts, retries included, replies "asked" for, those "unreadable", those that "failed" to come, and the "tokens"
-    generated.
+    Counts questions that are "too_long", and, retries included, replies "asked" for, those "unreadable", those that
+    "failed" to come, and the "tokens" generated.
 
     Args:
         name: of the reward, for messages and seeds.
         read: what a reply says; None where it cannot be read. Replies that did not come are not shown to it.
         json_schema: of the object that is asked for where `config.reply` is json.
-        must_fit: whether it is an error that no question fits. Questions about what a model said may all be too long.
+        must_fit: whether it is an error that no question fits before training has begun. Later on, and for questions
+            about what a model said, it is what the model said that is too long.
 
     Raises:
         RewardError: from the writer; or a reply cannot be read and `config.unreadable` is stop.
@@ -107,7 +108,7 @@ def ask(
             try:
                 asked = writer.ask([case.question for case in due], sampling, seed=seed, json_schema=schema)
             except NoQuestionFitsError:
-                if must_fit:
+                if must_fit and context.iteration == 0:
                     raise
                 asked = [None] * len(due)
             _check(name, asked, len(due), n)
@@ -256,6 +257,8 @@ def _check(name: str, asked: Sequence[Sequence[Reply] | None], questions: int, n
 
 def _count(case: _Case[Any], context: RewardContext) -> None:
     asked = case.asked
+    if not case.fits:
+        context.count("too_long", 1)
     for name, amount in (
         ("asked", len(asked.replies)),
         ("unreadable", asked.unreadable),

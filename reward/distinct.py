@@ -6,12 +6,15 @@ from reward.base import Groups
 from reward.types import RewardContext, Score
 from rollouts.types import Rollout
 
+SILENT = "nobody was asked: no completion of this prompt states an answer (answer.kind says where answers stand)"
+
 
 def score_distinct(
     name: str, groups: Groups, context: RewardContext, score: Callable[[Sequence[Rollout]], Sequence[Score]]
 ) -> list[list[Score]]:
     """Scores of whole groups from those of the different completions in them: equal ones to one prompt are asked about
-    once. A rollout without an answer earns 0 unasked: there is nothing to grade.
+    once. A rollout without an answer earns 0 unasked, there being nothing to grade; where nobody in the group has one
+    there is no opinion, since the setting that says where answers stand may be wrong. Counts the "unanswered".
 
     Args:
         name: of the component.
@@ -21,9 +24,16 @@ def score_distinct(
     distinct: dict[tuple[str, str], Rollout] = {}
     for rollout in (rollout for group in groups for rollout in group if rollout.id in answered):
         distinct.setdefault(_key(rollout), rollout)
+    if unanswered := sum(map(len, groups)) - len(answered):
+        context.count("unanswered", unanswered)
     scored = dict(zip(distinct, score(list(distinct.values())), strict=True)) if distinct else {}
-    unasked = Score(0.0, {name: 0.0}, {"note": "no answer to grade"})
-    return [[scored[_key(rollout)] if rollout.id in answered else unasked for rollout in group] for group in groups]
+    silent, unasked = Score(None, {}, {"note": SILENT}), Score(0.0, {name: 0.0}, {"note": "no answer to grade"})
+    return [
+        [scored[_key(rollout)] if rollout.id in answered else unasked for rollout in group]
+        if any(rollout.id in answered for rollout in group)
+        else [silent] * len(group)
+        for group in groups
+    ]
 
 
 def _key(rollout: Rollout) -> tuple[str, str]:

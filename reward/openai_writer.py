@@ -117,6 +117,7 @@ class OpenAIWriter:
     ) -> Reply | None:
         """One reply, or why there is none; None to a question that does not fit."""
         config = self._config
+        patience = (config.retries + 1) * (config.timeout + _LONGEST_PAUSE)
         request = {
             "model": config.model,
             "messages": _messages(question),
@@ -127,10 +128,12 @@ class OpenAIWriter:
         }
         try:
             # The client's own timeout is between two bytes: without this, an endpoint that drips would hold us forever.
-            async with asyncio.timeout((config.retries + 1) * (config.timeout + _LONGEST_PAUSE)):
+            async with asyncio.timeout(patience):
                 return _read(await self._complete(client, request, sampling.max_tokens, schema))
-        except (openai.APITimeoutError, TimeoutError):
+        except openai.APITimeoutError:
             return _Silence("", failure=f"no reply within {config.timeout:g} s")
+        except TimeoutError:
+            return _Silence("", failure=f"the reply was not complete after {patience:g} s")
         except openai.APIConnectionError as error:
             return _Silence("", failure=f"no connection to {config.base_url}: {error.__cause__ or error}")
         except openai.APIStatusError as error:
@@ -187,7 +190,7 @@ class OpenAIWriter:
             assert last is not None
             raise RewardError(
                 f"the endpoint {self._config.base_url} is down: {self._unanswered} questions in a row got no reply "
-                f"({last.failure}); resume the run when it is up again, or raise timeout"
+                f"({last.failure}); go on when it is up again, or raise timeout"
             )
 
     def _words(self, error: Exception) -> str:

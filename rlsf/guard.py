@@ -1,7 +1,8 @@
 """Notices that a run goes astray, and says what to do. Decides on numbers alone; `rlsf.guarding` measures and acts."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,14 @@ from scipy import stats
 from rlsf.config.guard import Action, CanaryConfig, GuardConfig, WatchConfig
 
 CHANCE = 0.05
-"""One-sided: a fall that chance gives more often than this is no trouble."""
+"""How often, about, a canary may report a fall in a task through which the policy stays as it was."""
+_FORMAT = 2
+"""Of the state below: one in another format is not gone on with."""
+
+Halves = tuple[tuple[float, ...], tuple[float, ...]]
+"""A measurement of the canary: by prompt, the shares of right answers among one half of the samples, by which the best
+adapter is chosen, and among the other half, by which a fall is tested. The best of many looks lucky on what it was
+chosen by; on the other half it is as good as it is."""
 
 
 @dataclass
@@ -25,10 +33,12 @@ class GuardState:
     """Digest of the settings that it follows: with others it begins anew."""
     votes: dict[str, str] = field(default_factory=dict)
     """By canary prompt: the answer that the policy voted for when the task began."""
-    shares: list[list[float]] = field(default_factory=list)
-    """The last canary measurements, oldest first: share of right answers by prompt."""
-    best: list[float] = field(default_factory=list)
-    """Share by prompt, averaged over the best window so far."""
+    shares: list[Halves] = field(default_factory=list)
+    """The last canary measurements, oldest first."""
+    best: Halves = ((), ())
+    """Averages over the best window so far."""
+    looks: int = 1
+    """Measurements that the task has room for."""
     best_iteration: int | None = None
     """Whose adapter is the one to go back to."""
     recent: dict[str, list[float]] = field(default_factory=dict)
@@ -42,7 +52,9 @@ class GuardState:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "GuardState":
-        """Raises ValueError where a value is of another type."""
+        """A state in another format begins anew. Raises ValueError where a value is of another type."""
+        if "looks" not in data:
+            return cls(rollbacks=data.get("rollbacks", 0))
         return TypeAdapter(cls).validate_python(data)
 
 
@@ -67,33 +79,36 @@ class Guard:
         """Whether what it remembers is about this task, under the settings of now."""
         return self.state.task == task and self.state.config == _digest(self._config)
 
-    def begin(self, task: str, iteration: int) -> None:
-        """A task begins after `iteration`: how earlier ones looked says nothing about it."""
+    def begin(self, task: str, iteration: int, *, iterations: int = 1) -> None:
+        """A task of so many `iterations` begins after `iteration`: how earlier ones looked says nothing about it."""
+        every = self._config.canary.every if self._config.canary is not None else 1
         self.state = GuardState(
-            task=task, config=_digest(self._config), rollbacks=self.state.rollbacks, best_iteration=iteration
+            task=task,
+            config=_digest(self._config),
+            rollbacks=self.state.rollbacks,
+            best_iteration=iteration,
+            looks=math.ceil(iterations / every),
         )
 
     @property
     def has_canary(self) -> bool:
         """Whether a canary decides which adapter is the best: there is one, and it has something to say."""
-        return self._config.canary is not None and bool(self.state.best)
+        return self._config.canary is not None and len(self.state.best[0]) > 0
 
-    def take_baseline(self, shares: Sequence[float]) -> None:
+    def take_baseline(self, shares: Halves) -> None:
         """What the canary says before anything was learned: it stands for a whole window."""
         assert self._config.canary is not None
-        self.state.best = list(shares)
-        self.state.shares = [list(shares)] * self._config.canary.window
+        self.state.best = shares
+        self.state.shares = [shares] * self._config.canary.window
 
-    def observe(
-        self, iteration: int, metrics: Mapping[str, float], canary: Sequence[float] | None = None
-    ) -> list[Verdict]:
+    def observe(self, iteration: int, metrics: Mapping[str, float], canary: Halves | None = None) -> list[Verdict]:
         """Take in an iteration, and update `state.best_iteration`.
 
         Without a canary, the one to go back to is the adapter before the last windows in which nothing that rolls back
         was in trouble: what an iteration's rollouts show is how the adapter of the one before fares.
 
         Args:
-            canary: share of right answers by canary prompt; None where it was not measured.
+            canary: None where it was not measured.
 
         Returns:
             What is newly in trouble: nothing twice until it has recovered, and at most one verdict that rolls back.
@@ -118,7 +133,7 @@ class Guard:
         if watch.relative and key not in self.state.start:
             self.state.start[key] = value
             return None
-        bound = _threshold(watch) * (self.state.start[key] if watch.relative else 1.0)
+        bound = relative_bound(self.state.start[key], _threshold(watch)) if watch.relative else _threshold(watch)
         is_trouble = value > bound if watch.above is not None else value < bound
         if not self._is_news(key, is_trouble):
             return None
@@ -127,23 +142,33 @@ class Guard:
         reason = f"{watch.metric} is {value:.4g} (mean of {watch.window}), {side} {what}"
         return Verdict(watch.then, reason, self.state.best_iteration)
 
-    def _follow(self, canary: CanaryConfig, iteration: int, shares: Sequence[float]) -> Verdict | None:
-        self.state.shares = [*self.state.shares, list(shares)][-canary.window :]
+    def _follow(self, canary: CanaryConfig, iteration: int, shares: Halves) -> Verdict | None:
+        self.state.shares = [*self.state.shares, shares][-canary.window :]
         if len(self.state.shares) < canary.window:
             return None
-        current, best = np.mean(self.state.shares, axis=0), np.asarray(self.state.best)
-        if current.mean() > best.mean():
-            self.state.best, self.state.best_iteration = current.tolist(), iteration
-        drop = best - current
-        is_trouble = drop.mean() > canary.max_drop * best.mean() and _beyond_chance(drop)
+        choosing, testing = np.mean(self.state.shares, axis=0)
+        is_last_as_good = np.mean(shares[0]) >= choosing.mean()  # it is the last of the window whose adapter is kept
+        if choosing.mean() > np.mean(self.state.best[0]) and is_last_as_good:
+            self.state.best, self.state.best_iteration = _plain(choosing, testing), iteration
+        best = np.asarray(self.state.best[1])
+        drop = best - testing
+        is_trouble = drop.mean() > canary.max_drop * best.mean() and self._is_beyond_chance(drop, canary.window)
         if not self._is_news("canary", is_trouble):
             return None
         what = "references" if canary.truth == "references" else "the votes it began with"
         reason = (
-            f"{current.mean():.3f} of the canary's answers agree with {what} (mean of {canary.window}), down from "
+            f"{testing.mean():.3f} of the canary's answers agree with {what} (mean of {canary.window}), down from "
             f"{best.mean():.3f} in iteration {self.state.best_iteration}"
         )
         return Verdict(canary.then, reason, self.state.best_iteration)
+
+    def _is_beyond_chance(self, drop: np.ndarray, window: int) -> bool:
+        """Whether the mean of (prompts,) paired differences is above 0 by a one-sided t test, whose level allows for
+        the task's looks: Bonferroni's over the windows that do not overlap."""
+        if np.ptp(drop) < 1e-12:
+            return bool(drop.mean() > 1e-12)
+        level = CHANCE * min(1.0, window / self.state.looks)
+        return bool(stats.ttest_1samp(drop, 0.0, alternative="greater").pvalue < level)
 
     def _is_news(self, key: str, is_trouble: bool) -> bool:
         known = key in self.state.in_trouble
@@ -193,7 +218,7 @@ def _key(watch: WatchConfig) -> str:
 
 
 def _digest(config: GuardConfig) -> str:
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{_FORMAT} {config.model_dump_json()}".encode()).hexdigest()[:16]
 
 
 def _threshold(watch: WatchConfig) -> float:
@@ -202,8 +227,11 @@ def _threshold(watch: WatchConfig) -> float:
     return bound
 
 
-def _beyond_chance(drop: np.ndarray) -> bool:
-    """Whether the mean of (prompts,) paired differences is above 0 by a one-sided t test."""
-    if drop.std() == 0:
-        return bool(drop.mean() > 0)
-    return bool(stats.ttest_1samp(drop, 0.0, alternative="greater").pvalue < CHANCE)
+def relative_bound(start: float, factor: float) -> float:
+    """What `factor` times the start is, and of a negative start as much further below or above: half of −1 is −1.5,
+    since it is lower, and twice −1 is 0."""
+    return start + (factor - 1) * abs(start)
+
+
+def _plain(choosing: np.ndarray, testing: np.ndarray) -> Halves:
+    return tuple(choosing.tolist()), tuple(testing.tolist())

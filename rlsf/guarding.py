@@ -11,7 +11,7 @@ from reward.equivalence import spell_alike
 from reward.rewards.majority import count_votes
 from rlsf.config.guard import Action, CanaryConfig
 from rlsf.files import clear_os_errors
-from rlsf.guard import Verdict
+from rlsf.guard import Halves, Verdict
 from rollouts.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def begin_guard(run: "Run", task: "Task") -> None:
     """Before the first iteration of a task: take the canary's baseline, and keep the adapter it belongs to."""
     if run.guard.follows(task.name):
         return
-    run.guard.begin(task.name, run.state.iteration)
+    run.guard.begin(task.name, run.state.iteration, iterations=task.last_iteration - run.state.iteration)
     canary = run.config.guard.canary
     if canary is not None:
         if canary.truth == "votes":
@@ -112,23 +112,32 @@ def _vote(run: "Run", task: "Task", canary: CanaryConfig) -> dict[str, str]:
     return found
 
 
-def _measure(run: "Run", task: "Task", canary: CanaryConfig) -> list[float] | None:
-    """Share of right answers by prompt, on the same draws each time: what differs is the policy. None where no vote
-    was decisive."""
+def _measure(run: "Run", task: "Task", canary: CanaryConfig) -> Halves | None:
+    """On the same draws each time: what differs is the policy. None where no vote was decisive."""
+    rights = _rights(run, task, canary)
+    if not rights:
+        return None
+    halves = [(float(np.mean(group[::2])), float(np.mean(group[1::2]))) for group in rights]
+    choosing, testing = zip(*halves, strict=True)
+    return choosing, testing
+
+
+def _rights(run: "Run", task: "Task", canary: CanaryConfig) -> list[list[bool]]:
+    """Which samples are right, by prompt."""
     prompts = task.validation[-canary.prompts :]
     if canary.truth == "references":
         grader = run.graders[task.name]
         groups = _generate(run, task, prompts, canary.samples, "canary")
         return [
-            float(np.mean([grader.is_correct(rollout, prompt) for rollout in group]))
+            [grader.is_correct(rollout, prompt) for rollout in group]
             for prompt, group in zip(prompts, groups, strict=True)
         ]
     voted = [prompt for prompt in prompts if prompt.id in run.guard.state.votes]
-    shares = []
+    rights = []
     for prompt, answers in zip(voted, _answers(run, task, voted, canary.samples, "canary"), strict=True):
         vote, *given = spell_alike([run.guard.state.votes[prompt.id], *answers], run.graders[task.name].equivalent)
-        shares.append(float(np.mean([answer == vote for answer in given])))
-    return shares or None
+        rights.append([answer == vote for answer in given])
+    return rights
 
 
 def _answers(run: "Run", task: "Task", prompts: Sequence[Prompt], samples: int, use: str) -> list[list[str | None]]:

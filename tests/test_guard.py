@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from rlsf.config.guard import CanaryConfig, GuardConfig, WatchConfig
-from rlsf.guard import Guard, GuardState, Verdict
+from rlsf.guard import Guard, GuardState, Halves, Verdict, relative_bound
 from rlsf.run_dir import OWN, read_jsonl
 from tests.killing import run_cli
 from tests.lab_run import metrics_of, run_lab
@@ -94,33 +95,78 @@ def canary(**settings: Any) -> Guard:
 RIGHT = np.tile([0.4, 0.6, 0.5, 0.5], 8)
 
 
+def both(shares: np.ndarray) -> Halves:
+    """Both halves of a measurement alike."""
+    return tuple(shares.tolist()), tuple(shares.tolist())
+
+
 def test_the_canary_follows_the_best_and_tells_a_fall_from_chance() -> None:
     guard = canary()
-    guard.take_baseline(RIGHT.tolist())
+    guard.take_baseline(both(RIGHT))
     assert guard.state.best_iteration == 0
-    assert guard.observe(1, {}, (RIGHT + 0.1).tolist()) == []
+    assert guard.observe(1, {}, both(RIGHT + 0.1)) == []
     assert guard.state.best_iteration == 1
-    assert guard.observe(2, {}, (RIGHT + 0.05).tolist()) == []  # 8% lower: within max_drop
+    assert guard.observe(2, {}, both(RIGHT + 0.05)) == []  # 8% lower: within max_drop
     one_prompt = RIGHT + 0.1
     one_prompt[0] -= 0.5 * 8  # 13% lower on average, but on a single prompt: chance
-    assert guard.observe(3, {}, one_prompt.tolist()) == []
-    [verdict] = guard.observe(4, {}, (RIGHT - 0.1).tolist())
+    assert guard.observe(3, {}, both(one_prompt)) == []
+    [verdict] = guard.observe(4, {}, both(RIGHT - 0.1))
     assert verdict.actions == ("lower_rate", "roll_back") and verdict.to_iteration == 1
     assert "0.400" in verdict.reason and "0.600 in iteration 1" in verdict.reason
 
 
 def test_the_baseline_stands_for_a_whole_window() -> None:
     guard = canary(window=3)
-    guard.take_baseline(RIGHT.tolist())
-    assert guard.observe(1, {}, (RIGHT + 0.3).tolist()) == []
-    assert np.mean(guard.state.best) == pytest.approx(0.6)  # (0.5 + 0.5 + 0.8) / 3
+    guard.take_baseline(both(RIGHT))
+    assert guard.observe(1, {}, both(RIGHT + 0.3)) == []
+    assert np.mean(guard.state.best[0]) == pytest.approx(0.6)  # (0.5 + 0.5 + 0.8) / 3
+
+
+def steady(guard: Guard, *, samples: int, seed: int, fall: float = 0.0) -> int | None:
+    """The first iteration of 40 in which a canary is in trouble whose policy falls by that share from iteration 10 to
+    30, measured on draws of which each moves on from the one before."""
+    rng = np.random.default_rng(seed)
+    right = rng.beta(1, 1.4, size=(32, 1))
+    noise = rng.normal(size=(32, samples))
+
+    def measure(iteration: int) -> Halves:
+        noise[:] = 0.8 * noise + 0.6 * rng.normal(size=noise.shape)
+        lost = fall * np.clip((iteration - 10) / 20, 0, 1)
+        rights = norm.cdf(noise) < right * (1 - lost)
+        return tuple(rights[:, ::2].mean(axis=1).tolist()), tuple(rights[:, 1::2].mean(axis=1).tolist())
+
+    guard.begin("t", 0, iterations=40)
+    guard.take_baseline(measure(0))
+    return next((i for i in range(1, 41) if guard.observe(i, {}, measure(i))), None)
+
+
+def test_a_policy_that_stays_as_it_was_is_left_alone_and_one_that_falls_is_not() -> None:
+    alarms = [steady(canary(window=3, max_drop=0.05), samples=8, seed=seed) for seed in range(100)]
+    assert sum(alarm is not None for alarm in alarms) <= 10  # about 5 are to be expected
+    falls = [steady(canary(window=3, max_drop=0.05), samples=16, seed=seed, fall=0.5) for seed in range(20)]
+    assert all(found is not None and found > 10 for found in falls)
+
+
+def test_the_last_of_a_window_is_chosen_only_where_it_is_no_worse_than_the_window() -> None:
+    guard = canary(window=3)
+    guard.take_baseline(both(RIGHT))
+    for iteration, gain in enumerate((0.3, 0.3, 0.1), start=1):
+        guard.observe(iteration, {}, both(RIGHT + gain))
+    assert guard.state.best_iteration == 2  # the last window is better, and its last adapter worse
+
+
+def test_a_bound_relative_to_a_negative_start() -> None:
+    assert [relative_bound(start, 0.5) for start in (4, -4)] == [2, -6]
+    assert [relative_bound(start, 2) for start in (4, -4)] == [8, 0]
+    guard = watching(metric="m", below=0.5, relative=True, window=1)
+    assert list(feed(guard, [-1, -1, -1.4, -1.6])) == [4]
 
 
 def test_past_the_allowed_rollbacks_trouble_ends_the_run() -> None:
     guard = canary()
-    guard.take_baseline(RIGHT.tolist())
-    [first] = guard.observe(1, {}, (RIGHT - 0.2).tolist())
-    [second] = guard.observe(2, {}, (RIGHT - 0.2).tolist())
+    guard.take_baseline(both(RIGHT))
+    [first] = guard.observe(1, {}, both(RIGHT - 0.2))
+    [second] = guard.observe(2, {}, both(RIGHT - 0.2))
     assert "stop" not in first.actions and second.actions == ("lower_rate", "roll_back", "stop")
     assert second.to_iteration == 0 and guard.state.rollbacks == 2
 
@@ -140,16 +186,16 @@ def test_only_one_verdict_of_an_iteration_rolls_back() -> None:
 
 def test_a_new_task_starts_anew_but_rollbacks_count_over_the_run() -> None:
     guard = canary()
-    guard.take_baseline(RIGHT.tolist())
-    guard.observe(1, {}, (RIGHT - 0.2).tolist())
+    guard.take_baseline(both(RIGHT))
+    guard.observe(1, {}, both(RIGHT - 0.2))
     guard.begin("next", 5)
     assert guard.state == GuardState(task="next", config=guard.state.config, rollbacks=1, best_iteration=5)
 
 
 def test_the_state_survives_json() -> None:
     guard = canary(window=2)
-    guard.take_baseline(RIGHT.tolist())
-    guard.observe(1, {"m": 1.0}, (RIGHT + 0.1).tolist())
+    guard.take_baseline(both(RIGHT))
+    guard.observe(1, {"m": 1.0}, both(RIGHT + 0.1))
     assert GuardState.from_json(json.loads(json.dumps(asdict(guard.state)))) == guard.state
 
 
@@ -169,8 +215,8 @@ preflight: {enabled: false}
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a hackable reward and a rate that ruins it, and a canary of votes."""
-    canary = "guard={canary: {truth: votes, prompts: 16, window: 1, max_drop: 0.1}, watch: [], max_rollbacks: 1}"
-    return run_lab(tmp_path_factory.mktemp("guarded"), ASTRAY, canary, "evaluation.select=canary")
+    canary = "guard={canary: {truth: votes, prompts: 16, samples: 32, window: 1}, watch: [], max_rollbacks: 1}"
+    return run_lab(tmp_path_factory.mktemp("guarded"), ASTRAY, canary, "evaluation.select=canary", "loop.iterations=12")
 
 
 def test_a_run_goes_back_lowers_its_rate_and_stops(guarded: Path) -> None:
@@ -180,7 +226,7 @@ def test_a_run_goes_back_lowers_its_rate_and_stops(guarded: Path) -> None:
     rates = [rows[i]["train/learning_rate"] for i in sorted(rows) if "train/learning_rate" in rows[i]]
     assert rates[0] == pytest.approx(1e-2) and rates[-1] == pytest.approx(5e-3)
     summary = json.loads((guarded / "summary.json").read_text())
-    assert summary["stop_reason"].startswith("guard: ") and summary["iterations"] < 6
+    assert summary["stop_reason"].startswith("guard: ") and summary["iterations"] < 12
     assert summary["guard"] == log
     assert summary["labels"]["validation_labels_choose"] is False
     to = log[-1]["to_iteration"]
@@ -195,8 +241,8 @@ def test_without_the_guard_the_same_run_is_ruined(tmp_path: Path) -> None:
 
 
 def test_a_guarded_run_resumes_bit_for_bit(guarded: Path, tmp_path: Path) -> None:
-    canary = "guard={canary: {truth: votes, prompts: 16, window: 1, max_drop: 0.1}, watch: [], max_rollbacks: 1}"
-    run = run_lab(tmp_path, ASTRAY, canary, "evaluation.select=canary", "loop.checkpoint_every=1")
+    canary = "guard={canary: {truth: votes, prompts: 16, samples: 32, window: 1}, watch: [], max_rollbacks: 1}"
+    run = run_lab(tmp_path, ASTRAY, canary, "evaluation.select=canary", "loop.iterations=12", "loop.checkpoint_every=1")
     stopped = json.loads((run / "summary.json").read_text())["iterations"]
     (run / "latest").write_text(f"iter_{stopped - 1:06d}\n")
     (run / "summary.json").unlink()

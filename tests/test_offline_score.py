@@ -14,7 +14,7 @@ from rich.console import Console
 
 from reward.config import RewardConfig
 from reward.factory import make_reward
-from reward.types import RewardContext, TokenStats
+from reward.types import RewardContext, RewardError, TokenStats
 from rlsf.config.load import load_config
 from rlsf.errors import ConfigError, DataError
 from rlsf.evaluation.grading import Grader
@@ -23,6 +23,7 @@ from rlsf.offline.config import ScoreConfig, load_score_config
 from rlsf.offline.demands import Demands, demands_of, no_model_error
 from rlsf.offline.rollouts import as_rollouts, completion_ids, with_logprobs
 from rlsf.offline.score import score_file
+from rlsf.run_dir import read_jsonl
 from rollouts.types import SamplingParams
 from tests.killing import run_cli
 from tests.reward_fakes import ScriptedEngine
@@ -562,6 +563,36 @@ def test_prompts_of_a_run_can_be_scored_by_the_config_of_the_run(tmp_path: Path)
     source = write(tmp_path / "answers.jsonl", ROWS)
     assert run_cli(["score", str(source), "--reward", str(config)], tmp_path / "log") == 0
     assert "4 completions of 2 prompts" in (tmp_path / "log").read_text()
+
+
+def test_references_that_contradict_each_other_trouble_only_those_who_read_them(tmp_path: Path) -> None:
+    rows = [{"prompt": "1", "completion": "1", "reference": r} for r in ("1", "1.0", "2")]
+    score(tmp_path, rows, MAJORITY)
+    assert [row["reward"] for row in scored(tmp_path)] == [1, 1, 1]
+    said = score(tmp_path, rows, "reward: {kind: verifier}\n", fails=True)
+    assert "the reference is '1.0', and" in said and "has '1' for the same prompt" in said
+
+
+def test_what_was_scored_before_an_error_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlsf.offline.batches.BATCH", 2)
+    function = (
+        "def f(completions, **rest):\n    assert '3' not in completions\n    return [float(c) for c in completions]\n"
+    )
+    config = ScoreConfig.model_validate(
+        {"reward": {"kind": "function", "path": f"{write(tmp_path / 'mine.py', function)}:f"}, "chat": False}
+    )
+    rows = [{"prompt": f"{i}", "completions": [f"{2 * i + 1}", f"{2 * i + 2}"]} for i in range(3)]
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(RewardError, match="raised AssertionError"):
+        score_file(write(tmp_path / "answers.jsonl", rows), config, Console(), output=output)
+    assert not output.exists()
+    assert [row["reward"] for row in read_jsonl(tmp_path / "out.part.jsonl")] == [1, 2]
+
+
+def test_a_function_is_given_tokens_only_where_it_names_them(tmp_path: Path) -> None:
+    function = "def f(completions, **rest):\n    return [float('completion_ids' in rest)] * len(completions)\n"
+    score(tmp_path, ROWS, f"reward: {{kind: function, path: {write(tmp_path / 'mine.py', function)}:f}}\n")
+    assert [row["reward"] for row in scored(tmp_path)] == [0] * 4
 
 
 def test_a_label_free_reward_gets_no_reference_to_see(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ HOSTILE = {
     "garbage": Reply("\x00\ud800{{{\x1b[2J", tokens=4),
     "empty": Reply(""),
     "refusal": Reply("", failure="refused: I will not judge"),
+    "apology": Reply("I'm sorry, but there are 2 reasons why I cannot grade 1 of these.", tokens=4),
     "endless": Reply("well, " * 10_000, truncated=True, tokens=10_000),
     "timeout": Reply("", failure="no reply within 60 s"),
     "fine": Reply("4", tokens=1),
@@ -97,11 +98,11 @@ def ask_hostile(unreadable: Literal["leave_out", "stop"], *kinds: str) -> tuple[
 
 
 def test_a_hostile_judge_is_counted_and_shown_and_left_out() -> None:
-    scores, counts = ask_hostile("leave_out", "garbage", "empty", "refusal", "endless", "timeout")
+    scores, counts = ask_hostile("leave_out", "garbage", "empty", "refusal", "endless", "timeout", "apology")
     assert [score.value for score in scores] == [None, None]
-    assert counts == {"asked": 20, "unreadable": 12, "failed": 8, "tokens": 4 * 10_004}
+    assert counts == {"asked": 24, "unreadable": 16, "failed": 8, "tokens": 4 * 10_008}
     evidence = scores[0].evidence
-    assert evidence["unreadable"] == 6
+    assert evidence["unreadable"] == 8
     assert evidence["failures"] == ["refused: I will not judge", "no reply within 60 s"] * 2
     assert evidence["judgements"][0] == "\x00\ufffd{{{\x1b[2J"
     assert evidence["judgements"][3].endswith("… (59500 more characters)")
@@ -177,6 +178,12 @@ def test_judge_leaves_out_an_answer_too_long_to_ask_about() -> None:
     assert "does not fit" in scores[1].evidence["note"]
     with pytest.raises(RewardError, match=r"no question fits; raise engine\.max_model_len"):
         judge(Small(lambda *_: "5"), group("99999"))
+    counts: dict[str, float] = {}
+    later = context(prompt(), engine=Small(lambda *_: "5"), iteration=3, count=lambda name, n: counts.update({name: n}))
+    [[score]] = JudgeReward().score(
+        [group("99999")], later
+    )  # the policy has learned to ramble: no reason to end the run
+    assert score.value is None and counts["too_long"] == 1
 
 
 def test_judge_does_not_ask_where_there_is_no_answer_and_asks_once_about_equal_ones() -> None:
@@ -185,7 +192,8 @@ def test_judge_does_not_ask_where_there_is_no_answer_and_asks_once_about_equal_o
     scores = judge(engine, rollouts)
     assert [score.value for score in scores] == [1, 1, 1, 0, 0]
     assert [question.id for question in engine.asked] == ["p-0/judge", "p-2/judge"]
-    assert judge(ScriptedEngine(lambda *_: "5"), group("well"))[0].value == 0
+    [silent] = judge(ScriptedEngine(lambda *_: "5"), group("well"))
+    assert silent.value is None and "answer.kind" in silent.evidence["note"]
 
 
 def test_judge_asks_greedily_once_at_temperature_0() -> None:
@@ -235,9 +243,24 @@ def test_judge_seed_depends_on_run_and_iteration_alone() -> None:
         ("5x", None),
         ("", None),
         ("five", None),
+        ("I'd give this answer a 4, since it is right", 4),
+        ("I rate it 3/5", 3),
+        ("4 points", 4),
+        ("4\nThe sum is right.", 4),
+        ("4 - nearly", 4),
+        ("(4)", 4),
+        ("1, 2, 3, 4, 5", None),
+        ("I'm sorry, but I can't grade this. Here is 1 reason why: it is late", None),
+        ("1. The answer is correct.", None),
+        ("The proposed answer is 2.", None),
+        ("Yes, gcd(4, 6) = 2, so it is correct.", None),
+        ("From 1 to 5, the answer 2 is right", None),
+        ("It is not a 5.", None),
+        ("I would not give it a 5", None),
+        ("I can't give it a 1", None),
     ],
 )
-def test_grade_is_the_first_number_and_lies_on_the_scale(reply: str, grade: float | None) -> None:
+def test_grade_is_a_number_that_is_meant_as_one_and_lies_on_the_scale(reply: str, grade: float | None) -> None:
     assert parse_grade(reply, 1, 5) == grade
 
 
@@ -294,6 +317,8 @@ def test_a_real_model_judges_its_own_answers() -> None:
         ("Rating: 2. On reflection, rating: 3", 3),
         ("The score from 1 to 5 is 4", 4),
         ("grade: 9", None),
+        ("My grade: 4. The maximum grade: 5", 4),
+        ("The best score would be 5", None),
         ("3", 3),
     ],
 )

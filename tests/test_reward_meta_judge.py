@@ -188,7 +188,7 @@ def test_rollouts_without_an_answer_earn_nothing_unasked_and_equal_ones_are_judg
     scores = meta(judge, rollouts)
     assert [score.value for score in scores] == [1, 1, 0, 0]
     assert [question.id for question in judge.asked] == ["p-0/judge"]
-    assert meta(Judge(SAID, graded), group("well"))[0].value == 0
+    assert meta(Judge(SAID, graded), group("well"))[0].value is None
 
 
 def test_judgements_of_different_answers_do_not_meet() -> None:

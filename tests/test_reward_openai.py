@@ -273,7 +273,7 @@ def test_an_endpoint_that_drips_is_not_waited_for(endpoint: Endpoint, monkeypatc
     monkeypatch.setattr(reward.openai_writer, "_LONGEST_PAUSE", 0.1)
     endpoint.script = lambda request, index: Answer(b"", drip=True)
     started = time.monotonic()
-    assert ask_one(endpoint, timeout=0.5).failure == "no reply within 0.5 s"
+    assert ask_one(endpoint, timeout=0.5).failure == "the reply was not complete after 0.6 s"
     assert time.monotonic() - started < 5
 
 

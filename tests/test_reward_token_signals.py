@@ -1,5 +1,6 @@
 """Signals from token distributions: worked examples, spans, and one forward pass of the real model for all of them."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -205,6 +206,12 @@ def test_p_true_has_no_opinion_where_the_question_does_not_fit() -> None:
     ctx = context(prompt(), likelihood=lambda qs, cs, which: np.full((len(qs), 2), np.nan))
     [score] = PTrueReward().score([group("12")], ctx)[0]
     assert score.value is None and "does not fit" in score.evidence["note"]
+
+
+def test_p_true_of_a_reply_without_any_probability() -> None:
+    ctx = context(prompt(), likelihood=lambda qs, cs, which: np.array([[-np.inf, -1.0]] * len(qs)))
+    [score] = PTrueReward().score([group("12")], ctx)[0]
+    assert score.value == 0 and json.dumps(score.evidence, allow_nan=False)
 
 
 def test_likelihood_is_the_sum_over_a_continuations_tokens() -> None:

@@ -74,6 +74,8 @@ def report(name: str = "votes", **changes: Any) -> SignalReport:
         "mean": -123.456,
         "deviation": 1.5,
         "no_opinion": 0.025,
+        "unreadable": 0.125,
+        "failed": 0.0625,
         "length_correlation": None,
         "tokens_per_rollout": 12.0,
         "seconds_per_rollout": 0.0021,

@@ -1,13 +1,17 @@
 """What the sections of all rewards share."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from rollouts.config import Section
 
 
 class RewardSection(Section):
     """Base of every reward's section. A reward made of others names them in `parts`."""
+
+    may_be_probability: ClassVar[bool] = True
+    """Whether a value in [0, 1] may be taken for the probability of being right. Not so where the values lie there by
+    chance alone: logarithms of shares, penalties."""
 
     def parts(self) -> Mapping[str, "RewardSection"]:
         """The rewards inside this one, by the dotted key at which each stands."""

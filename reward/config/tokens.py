@@ -19,13 +19,14 @@ class TokenSignalSection(RewardSection):
     """Whose distributions: those of the policy that wrote the rollouts, or of the frozen reference, which training
     cannot make surer of itself."""
     lowest: float = Field(1.0, gt=0, le=1)
-    """Average over this share of the span's tokens, those with the lowest figures (at least one): 0.1 is DeepConf's
-    bottom tenth (arXiv 2508.15260)."""
+    """Average over this share of the span's tokens, those with the lowest figures (at least one). DeepConf (arXiv
+    2508.15260) looks at the lowest tenth, too, of windows of tokens instead of single ones."""
 
 
 class SelfCertaintyConfig(TokenSignalSection):
     """KL(uniform ‖ p) (Intuitor, arXiv 2505.19590, eq. 2)."""
 
+    may_be_probability = False
     kind: Literal["self_certainty"] = "self_certainty"
 
 
@@ -39,6 +40,7 @@ class ConfidenceConfig(TokenSignalSection):
 class TokenEntropyConfig(TokenSignalSection):
     """Minus the entropy of p (RENT, arXiv 2505.22660)."""
 
+    may_be_probability = False
     kind: Literal["token_entropy"] = "token_entropy"
 
 

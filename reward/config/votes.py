@@ -21,6 +21,7 @@ class MajorityConfig(RewardSection):
 class SemanticEntropyConfig(RewardSection):
     """How little the group disagrees in meaning (EMPO, arXiv 2504.05812; the entropy is arXiv 2302.09664's)."""
 
+    may_be_probability = False
     kind: Literal["semantic_entropy"] = "semantic_entropy"
     pay: Literal["log_share", "share"] = "log_share"
     """`log_share`: log of the share of the group whose answer means the same; its mean over the group is minus the

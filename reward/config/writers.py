@@ -45,7 +45,8 @@ class OpenAIWriterConfig(Section):
     api_key_env: str | None = "OPENAI_API_KEY"
     """Environment variable that holds the key; it never stands in a config. None sends none."""
     timeout: float = Field(60.0, gt=0)
-    """Seconds for one reply."""
+    """Seconds of silence after which an attempt is given up. An endpoint that goes on dripping is given up after
+    (retries + 1) · (timeout + 120)."""
     retries: int = Field(2, ge=0, le=20)
     """Further attempts after a timeout, a refused connection or a busy endpoint, with growing pauses."""
     concurrency: int = Field(8, ge=1)

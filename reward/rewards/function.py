@@ -82,10 +82,12 @@ class FunctionReward(BaseReward):
             columns["reference"] = [prompt.reference for prompt in prompts]
         else:
             columns.pop("reference", None)
+        ids = [list(rollout.completion_ids) for rollout in rollouts]
+        if all(own or not rollout.text for own, rollout in zip(ids, rollouts, strict=True)):
+            columns["completion_ids"] = ids  # else nobody has turned the texts into tokens
         return {
             "prompts": [_messages(prompt) for prompt in prompts],
             "completions": [_completion(r, prompt) for r, prompt in zip(rollouts, prompts, strict=True)],
-            "completion_ids": [list(rollout.completion_ids) for rollout in rollouts],
             **columns,
             "trainer_state": SimpleNamespace(global_step=context.iteration),
         }
@@ -139,6 +141,14 @@ class FunctionReward(BaseReward):
             raise RewardError(
                 f"reward function {self.name!r} returned a number too large for a float for rollout {rollout.id!r}"
             ) from None
+
+
+def names(function: RewardFunction, parameter: str) -> bool:
+    """Whether the function has a parameter of this name; one that takes `**kwargs` alone does not."""
+    try:
+        return parameter in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some built-in callables have none
+        return False
 
 
 def _demands(function: RewardFunction, parameter: str) -> bool:

@@ -14,17 +14,29 @@ from rollouts.types import Prompt, Rollout
 
 TOO_LONG = Score(None, {}, {"note": "no judgement: with this answer the question does not fit the model's context"})
 
-_NUMBER = re.compile(r"((?<![\w.,/-])-?[0-9]+(?:\.[0-9]+)?(?![\w/]|[.,][0-9]))")
-_CALLED = re.compile(rf"(?i)\b(?:grade|score|rating)\b(?: (?:is|of|would be))?[ :=*]*{_NUMBER.pattern}")
+_NUMBER = r"((?<![\w.,/-])-?[0-9]+(?:\.[0-9]+)?(?![\w/]|[.,][0-9]))"
+_CALLED = re.compile(
+    rf"(?i)\b(?:(?:grade|score|rating)\b(?: (?:is|of|would be))?|(?:say|give|rate|assign|award)s?"
+    rf"(?: (?:it|this|that|the|an?|proposed|answer|grade|score|rating|of|as))*)[ :=]*{_NUMBER}"
+)
+"""A number that is called a grade, or given as one."""
+_OPENS = re.compile(rf"[\W_]*{_NUMBER}[ \"')\]]*(?:\Z|\n|[.!](?:\Z|\n)|[-–—:;(]|,(?!\s*[0-9])|(?:points?|stars?)\b)")
+"""A number that opens the reply, and is neither one of several nor the number of a sentence."""
+_ECHO = "\ue000"
+"""Stands where the scale was repeated."""
+_AFTER_ECHO = re.compile(rf"(?i)(?!.*\banswer)[^0-9.;\n]{{0,60}}?{_NUMBER}")
+_NO_GRADE = re.compile(
+    r"(?i)(?:\b(?:max\w*|min\w*|(?:high|low|b)est|worst|top|full|possible|(?:can)?not|never)|n['’]t)\b[\w ']*\Z"
+)
+"""Before a number that is called a grade, but is not the one that is given."""
 
 
 class JudgeReward(BaseReward):
     """Mean grade of `samples` judgements, scaled so that `low` is 0 and `high` is 1.
 
-    A rollout without an answer earns 0 unasked: there is nothing to grade. Equal completions to one prompt
-    are judged once. Judgements that hold no readable grade are left out and counted; where none is left there
-    is no opinion.
-    """
+    A rollout without an answer earns 0 unasked: there is nothing to grade; see `score_distinct`. Equal completions to
+    one prompt are judged once. Judgements that hold no readable grade are left out and counted; where none is left
+    there is no opinion."""
 
     name = "judge"
 
@@ -68,25 +80,38 @@ class JudgeReward(BaseReward):
 
 
 def parse_grade(text: str, low: float, high: float, *, truncated: bool = False) -> float | None:
-    """The grade in a judge's reply: the last number that it calls its grade, score or rating, else its first number;
-    echoes of the scale ("1 to 5", "from 1 (wrong) to 5 (right)", "between 1 and 5", "/5", "out of 5") are put aside.
+    """The grade in a judge's reply: the last number that it calls its grade, score or rating, or says that it gives;
+    else the one behind an echo of the scale ("From 1 to 5: 4"), or one that opens the reply ("4", "4, because"). Echoes
+    of the scale are put aside: "1 to 5", "from 1 (wrong) to 5 (right)", "between 1 and 5", "/5", "out of 5".
 
-    None where that number lies outside [low, high], where there is none, or where it is the last thing before
-    the reply was cut off, so that digits may be missing.
+    None where there is no such number (other numbers may be the answer itself, or count reasons), where it lies outside
+    [low, high], or where it is the last thing before the reply was cut off, so that digits may be missing.
     """
-    text = re.sub(r"\s+", " ", text.replace("−", "-"))
+    text = _without_scale(re.sub(r"[^\S\n]+", " ", text.replace("−", "-").replace("*", "")), low, high)
+    found = [m for m in _CALLED.finditer(text) if not _NO_GRADE.search(text[max(0, m.start() - 60) : m.start()])]
+    before, echo, after = text.rpartition(_ECHO)
+    if found:
+        number, end = found[-1][1], found[-1].end(1)
+    elif echo and (match := _AFTER_ECHO.match(after)):
+        number, end = match[1], len(before) + 1 + match.end(1)
+    elif match := _OPENS.match(text):
+        number, end = match[1], match.end(1)
+    else:
+        return None
+    if truncated and end == len(text):
+        return None
+    return float(number) if low <= float(number) <= high else None
+
+
+def _without_scale(text: str, low: float, high: float) -> str:
+    """A reply in which a mark stands for each echo of the scale."""
     bottom, top = (rf"{re.escape(f'{bound:g}')}(?:\.0)?(?![0-9.]*[0-9])" for bound in (low, high))
     meaning = r"\s*(?:\([^()]*\)|(?:,|=|being\b|meaning\b)[^0-9.;:()]{1,40}?,?)?\s*"
-    text = re.sub(rf"(?i)(?<![\w.]){bottom}{meaning}(?:(?:up )?to|-|–|through)\s*{top}", " ", text)
-    text = re.sub(rf"(?i)\bbetween\s+{bottom}{meaning}and\s+{top}", " ", text)
-    text = re.sub(rf"(?i)\b(?:from|between)\s+{bottom}[^0-9]*\Z", " ", text)  # the reply ends within the echo
-    text = re.sub(rf"\s*(?:/|\bout of\b)\s*{top}", " ", text)
-    called = list(_CALLED.finditer(text))
-    match = called[-1] if called else _NUMBER.search(text)
-    if match is None or (truncated and match.end() == len(text)):
-        return None
-    grade = float(match[1])
-    return grade if low <= grade <= high else None
+    text = re.sub(rf"(?i)(?<![\w.]){bottom}{meaning}(?:(?:up )?to|-|–|through)\s*{top}", _ECHO, text)
+    text = re.sub(rf"(?i)\bbetween\s+{bottom}{meaning}and\s+{top}", _ECHO, text)
+    text = re.sub(rf"(?i)(?<![\w.]){bottom}\s+being\b[^0-9.;:()]{{1,40}}?\band\s+{top}", _ECHO, text)
+    text = re.sub(rf"(?i)\b(?:from|between)\s+{bottom}[^0-9]*\Z", _ECHO, text)  # the reply ends within the echo
+    return re.sub(rf"\s*(?:/|\bout of\b)\s*{top}", "", text)
 
 
 def parse_json_grade(text: str, low: float, high: float) -> float | None:

@@ -1,6 +1,7 @@
 """The model's own probability that an answer is right (P(True), arXiv 2207.05221)."""
 
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,4 +52,6 @@ class PTrueReward(BaseReward):
         if math.isinf(yes) and math.isinf(no):
             return Score(None, {}, {"note": "neither reply has any probability"})
         value = float(expit(yes - no))
-        return Score(value, {self.name: value}, {"log p(yes)": yes, "log p(no)": no})
+        # JSON knows no infinity
+        evidence = {"log p(yes)": max(yes, -sys.float_info.max), "log p(no)": max(no, -sys.float_info.max)}
+        return Score(value, {self.name: value}, evidence)

@@ -15,6 +15,9 @@ def _in_order(actions: tuple[Action, ...]) -> tuple[Action, ...]:
     return tuple(action for action in get_args(Action) if action in actions)
 
 
+LABELLED = "validation/"
+"""How the names of metrics begin that compare with references."""
+
 Actions = Annotated[tuple[Action, ...], Field(min_length=1), AfterValidator(_in_order)]
 
 
@@ -27,7 +30,8 @@ class WatchConfig(Section):
     below: float | None = None
     """It is trouble when the metric lies beyond the one of the two that is given."""
     relative: bool = False
-    """The bound is a factor of the metric's mean over the first `window` iterations of the task."""
+    """The bound is a factor of the metric's mean over the first `window` iterations of the task; of a negative mean, as
+    much further down or up (0.5 of −1 is −1.5)."""
     window: int = Field(3, ge=1)
     """The mean over so many iterations is compared with the bound."""
     then: Actions = ("warn",)
@@ -50,8 +54,9 @@ class CanaryConfig(Section):
     the policy itself voted for when the task began, on prompts where its vote was decisive."""
     prompts: int = Field(32, ge=4)
     """The last ones of the validation split; `evaluation.prompts` can keep the first ones apart from them."""
-    samples: int = Field(8, ge=1, le=MAX_COMPLETIONS)
-    """Completions per prompt each time, at the training temperature."""
+    samples: int = Field(8, ge=2, le=MAX_COMPLETIONS)
+    """Completions per prompt each time, at the training temperature: half of them choose the best adapter, and the
+    other half tell a fall from it."""
     every: int = Field(1, ge=1)
     """Iterations between measurements."""
     votes: int = Field(32, ge=4, le=MAX_COMPLETIONS)
@@ -61,8 +66,8 @@ class CanaryConfig(Section):
     window: int = Field(3, ge=1)
     """The mean over so many measurements is compared with the best such mean."""
     max_drop: float = Field(0.05, gt=0, lt=1)
-    """A fall below the best by more than this share of it is trouble, if it is also beyond chance (one-sided 95%,
-    paired over the prompts)."""
+    """A fall below the best by more than this share of it is trouble, if it is also beyond chance: paired over the
+    prompts, one-sided, with about 5% false alarms in a whole task."""
     then: Actions = ("lower_rate", "roll_back")
 
 
@@ -82,6 +87,14 @@ class GuardConfig(Section):
     """Factor on the learning rate each time it is lowered."""
     max_rollbacks: int = Field(2, ge=0)
     """Further trouble ends the run at the adapter that would have been rolled back to."""
+
+    @property
+    def sees_labels(self) -> bool:
+        """Whether what it does to a run follows from reference answers."""
+        acting = [watch for watch in self.watch if watch.then != ("warn",)]
+        return (self.canary is not None and self.canary.truth == "references") or any(
+            watch.metric.startswith(LABELLED) for watch in acting
+        )
 
     @property
     def rolls_back(self) -> bool:

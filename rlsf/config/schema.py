@@ -459,8 +459,7 @@ class RunConfig(Section):
     @property
     def validation_labels_choose(self) -> bool:
         """Whether validation labels decide which adapter is tested or when the run ends."""
-        canary = self.guard.canary
-        return self.evaluation.chooses or (canary is not None and canary.truth == "references")
+        return self.evaluation.chooses or self.guard.sees_labels
 
     def _check_lessons(self) -> None:
         for key, reward in all_rewards(self.reward):

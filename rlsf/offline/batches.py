@@ -1,8 +1,7 @@
 """Scoring many groups at once, with a bar to look at."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 from reward.types import Score
@@ -17,53 +16,51 @@ _Case = tuple[int, Prompt, Sequence[Rollout]]
 """A group's place, its prompt, and its rollouts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batched:
-    """What scoring gave."""
-
-    scores: list[list[Score]]
-    counts: Mapping[str, float]
-    """As in `Scored`, over everything."""
-
-
-def score_in_batches(
-    scorer: Scorer,
-    prompts: Sequence[Prompt],
-    rollouts: Sequence[Sequence[Rollout]],
-    *,
-    whole: bool,
-    iteration: int,
-    seed: int,
-    advance: Callable[[int], None] = lambda rollouts: None,
-) -> Batched:
-    """Scores one group per prompt.
+class Batches:
+    """Scores one group per prompt, batch by batch; what was scored before an error is still there.
 
     Args:
         whole: score everything of one task and temperature together, as a reward must that depends on what it has
             scored before.
-        iteration: that the reward takes it for, of the weights that change.
-        advance: told how many more rollouts are scored.
-
-    Raises:
-        RewardError: from the reward.
     """
-    scores: list[list[Score]] = [[] for _ in prompts]
-    counts: Counter[str] = Counter()
-    for number, batch in enumerate(_batches(prompts, rollouts, whole)):
-        places, asked, groups = zip(*batch, strict=True)
-        scored = scorer.score(
-            asked,
-            groups,
-            task=asked[0].task,
-            temperature=_temperature(groups[0]),
-            iteration=iteration,
-            seed=derive_seed(seed, "batch", number),
-        )
-        for place, group_scores in zip(places, scored.scores, strict=True):
-            scores[place] = group_scores
-        counts.update(scored.counts)  # type: ignore[arg-type]  # amounts may be fractions
-        advance(sum(map(len, groups)))
-    return Batched(scores, counts)
+
+    def __init__(
+        self, scorer: Scorer, prompts: Sequence[Prompt], rollouts: Sequence[Sequence[Rollout]], *, whole: bool
+    ) -> None:
+        self._scorer = scorer
+        self._batches = list(_batches(prompts, rollouts, whole))
+        self.scores: list[list[Score] | None] = [None] * len(prompts)
+        """By group; None before it is scored."""
+        self.counts: Counter[str] = Counter()
+        """As in `Scored`, over everything that is scored."""
+
+    def score(
+        self, *, iteration: int, seed: int, advance: Callable[[int], None] = lambda rollouts: None
+    ) -> list[list[Score]]:
+        """The scores of all groups.
+
+        Args:
+            iteration: that the reward takes it for, of the weights that change.
+            advance: told how many more rollouts are scored.
+
+        Raises:
+            RewardError: from the reward.
+        """
+        for number, batch in enumerate(self._batches):
+            places, asked, groups = zip(*batch, strict=True)
+            scored = self._scorer.score(
+                asked,
+                groups,
+                task=asked[0].task,
+                temperature=_temperature(groups[0]),
+                iteration=iteration,
+                seed=derive_seed(seed, "batch", number),
+            )
+            for place, group_scores in zip(places, scored.scores, strict=True):
+                self.scores[place] = group_scores
+            self.counts.update(scored.counts)  # type: ignore[arg-type]  # amounts may be fractions
+            advance(sum(map(len, groups)))
+        return [scores for scores in self.scores if scores is not None]
 
 
 def _batches(prompts: Sequence[Prompt], rollouts: Sequence[Sequence[Rollout]], whole: bool) -> Iterator[list[_Case]]:

@@ -172,7 +172,8 @@ def _without_model(signals: Signals, path: Path | None, console: Console) -> Sig
     missing = [name for name in signals if name not in possible]
     if missing and path is not None:
         raise no_model_error(signals[missing[0]], f"signals.{missing[0]}", NAME_A_MODEL)
-    say(console, f"Left out for want of a model: {', '.join(missing)}; {NAME_A_MODEL}.")
+    if missing:
+        say(console, f"Left out for want of a model: {', '.join(missing)}; {NAME_A_MODEL}.")
     return possible
 
 

@@ -55,8 +55,11 @@ class CompletionGroup:
     completions: tuple[Completion, ...]
 
 
-def read_completions(path: Path, config: ScoreConfig) -> list[CompletionGroup]:
+def read_completions(path: Path, config: ScoreConfig, *, labels: bool = True) -> list[CompletionGroup]:
     """The groups of a file, in the order in which they begin.
+
+    Args:
+        labels: whether anything compares with references: then the rows of a prompt must agree on it.
 
     Raises:
         DataError: the file is missing, empty or broken, or a row is; with file and line.
@@ -69,7 +72,7 @@ def read_completions(path: Path, config: ScoreConfig) -> list[CompletionGroup]:
         rows.append(row)
         position += len(row.completions)
     _check_one_shape(rows)
-    prompts = _prompts(rows)
+    prompts = _prompts(rows, labels)
     groups: dict[str, list[_Row]] = defaultdict(list)
     for row in rows:
         groups[row.group].append(row)
@@ -183,15 +186,15 @@ def _check_one_shape(rows: Sequence[_Row]) -> None:
         )
 
 
-def _prompts(rows: Sequence[_Row]) -> dict[str, Prompt]:
-    """By id. Every row of a prompt must ask the same and have the same reference."""
+def _prompts(rows: Sequence[_Row], labels: bool) -> dict[str, Prompt]:
+    """By id. Every row of a prompt must ask the same, and have the same reference where labels are read."""
     same: dict[str, list[_Row]] = defaultdict(list)
     for row in rows:
         same[row.prompt.id].append(row)
-    return {id: _prompt(members) for id, members in same.items()}
+    return {id: _prompt(members, labels) for id, members in same.items()}
 
 
-def _prompt(rows: Sequence[_Row]) -> Prompt:
+def _prompt(rows: Sequence[_Row], labels: bool) -> Prompt:
     first = rows[0]
     for row in rows:
         if row.prompt.content != first.prompt.content:
@@ -199,7 +202,7 @@ def _prompt(rows: Sequence[_Row]) -> Prompt:
                 f"{row.where}: prompt_id {first.prompt.id!r} is that of another prompt in {first.where}; give each "
                 "prompt an id of its own, or none"
             )
-        if row.prompt.reference != first.prompt.reference:
+        if labels and row.prompt.reference != first.prompt.reference:
             raise DataError(
                 f"{row.where}: the reference is {row.prompt.reference!r}, and {first.where} has "
                 f"{first.prompt.reference!r} for the same prompt; mend one of them, or give them different prompt_ids"

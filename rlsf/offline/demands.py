@@ -21,6 +21,7 @@ from reward.config import (
 )
 from reward.config.rules import VARIABLES
 from reward.factory import make_reward
+from reward.rewards.function import load_function, names
 from reward.rules.expressions import Expression
 from reward.types import Need
 from rlsf.config.schema import ModelConfig
@@ -137,8 +138,8 @@ def _counts_tokens(part: RewardSection) -> bool:
         case RulesConfig():
             conditions = [rule.holds for rule in part.rules if isinstance(rule, ExpressionRule)]
             return any("tokens" in Expression(condition, VARIABLES).names for condition in conditions)
-        case FunctionConfig():  # handed to it as `completion_ids`; what it does with them nobody knows
-            return True
+        case FunctionConfig():
+            return names(load_function(part.path), "completion_ids")
     return False
 
 

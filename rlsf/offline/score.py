@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reward.config import all_rewards
 from reward.factory import make_reward
 from reward.types import Score
 from reward.verifiers import make_verifier
@@ -17,7 +18,7 @@ from rlsf.display import Display, say
 from rlsf.errors import DataError
 from rlsf.evaluation.grading import Grader
 from rlsf.files import check_output, mendable_output, write_parts
-from rlsf.offline.batches import score_in_batches
+from rlsf.offline.batches import Batches
 from rlsf.offline.completions import Completion, CompletionGroup, read_completions
 from rlsf.offline.config import TASK, ScoreConfig
 from rlsf.offline.demands import (
@@ -51,7 +52,7 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
         check_output(output)
         if output.exists() and path.exists() and output.samefile(path):
             raise DataError(f"--output: {output} is the file that is scored; name another one")
-    groups = read_completions(path, config)
+    groups = read_completions(path, config, labels=any(part.sees_labels for _, part in all_rewards(config.reward)))
     check_answers(config.answer, config.model, NAME_A_MODEL)
     reward = make_reward(config.reward, graders={TASK: make_verifier(config.verifier, config.answer)})
     demands = demands_of(config.reward, reward.needs)
@@ -67,35 +68,44 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
     ):
         rollouts = make_rollouts(groups, config, demands, models, display)
         scorer = Scorer(reward, {TASK: Grader(config.task, models.embed())}, models.policy, models.engine)
+        batches = Batches(scorer, prompts, rollouts, whole=remembers(config.reward))
         try:
             with display.phase("score"):
-                scored = score_in_batches(
-                    scorer,
-                    prompts,
-                    rollouts,
-                    whole=remembers(config.reward),
-                    iteration=config.iteration,
-                    seed=derive_seed(config.seed, "score"),
-                    advance=display.advance,
+                batches.score(
+                    iteration=config.iteration, seed=derive_seed(config.seed, "score"), advance=display.advance
                 )
+        except BaseException:
+            if output is not None:
+                _save_part(output, _in_order(groups, batches.scores), total, console)
+            raise
         finally:
             scorer.close()
-    rows = _in_order(groups, scored.scores)
+    rows = _in_order(groups, batches.scores)
     if output is None:
         console.print(_table(rows))
     else:
         with mendable_output(output):
             write_parts(output, map(_line, rows))
-    say(console, summary(rows, len({prompt.id for prompt in prompts}), scored.counts))
+    say(console, summary(rows, len({prompt.id for prompt in prompts}), batches.counts))
     if output is not None:
         say(console, f"Written to {output}")
 
 
-def _in_order(groups: Sequence[CompletionGroup], scores: Sequence[Sequence[Score]]) -> list[Row]:
-    """As the completions stand in the file."""
+def _save_part(output: Path, rows: Sequence[Row], total: int, console: Console) -> None:
+    """What was scored before something broke: judgements may have cost money."""
+    if rows:
+        part = output.with_name(f"{output.stem}.part{output.suffix}")
+        with mendable_output(part):
+            write_parts(part, map(_line, rows))
+        say(console, f"The {len(rows)} of {total} completions that were scored by then are in {part}")
+
+
+def _in_order(groups: Sequence[CompletionGroup], scores: Sequence[Sequence[Score] | None]) -> list[Row]:
+    """As the completions stand in the file; without groups that have no scores."""
     rows = [
         row
         for group, group_scores in zip(groups, scores, strict=True)
+        if group_scores is not None
         for row in zip(group.completions, group_scores, strict=True)
     ]
     return sorted(rows, key=lambda row: row[0].position)

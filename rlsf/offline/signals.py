@@ -23,7 +23,7 @@ from reward.config import (
 from rlsf.evaluation import association
 from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.statistics import Estimate
-from rlsf.offline.batches import score_in_batches
+from rlsf.offline.batches import Batches
 from rlsf.offline.demands import remembers
 from rlsf.scorer import Scorer
 from rlsf.seeds import derive_seed
@@ -74,6 +74,11 @@ class SignalReport:
     """Of the population, as is usual for a description."""
     no_opinion: float
     """Share of the rollouts."""
+    unreadable: float | None
+    """Share of the replies asked for, of judges, critics and their like, that could not be read; None where nobody is
+    asked."""
+    failed: float | None
+    """Share of the replies that never came."""
     length_correlation: float | None
     """Pearson's, with the tokens of the completion (characters where the tokens are not known)."""
     tokens_per_rollout: float
@@ -120,20 +125,13 @@ def measure_signals(
             scorer = make_scorer(config)
             try:
                 started = time.perf_counter()
-                scored = score_in_batches(
-                    scorer,
-                    prompts,
-                    rollouts,
-                    whole=remembers(config),
-                    iteration=iteration,
-                    seed=derive_seed(seed, "score", name),
-                )
+                batches = Batches(scorer, prompts, rollouts, whole=remembers(config))
+                scores = batches.score(iteration=iteration, seed=derive_seed(seed, "score", name))
                 seconds = time.perf_counter() - started
             finally:
                 scorer.close()
-            values = [[score.value for score in group] for group in scored.scores]
-            generated = sum(amount for counter, amount in scored.counts.items() if counter.endswith("tokens"))
-            reports.append(_report(name, prompts, rollouts, truth, values, generated, seconds, seed))
+            values = [[score.value for score in group] for group in scores]
+            reports.append(_report(name, config, prompts, rollouts, truth, values, batches.counts, seconds, seed))
     return best_first(reports)
 
 
@@ -151,13 +149,19 @@ def _is_labelled(prompt: Prompt) -> bool:
     return prompt.reference is not None or bool(prompt.grading)
 
 
+def _total(counts: Mapping[str, float], counter: str) -> float:
+    """Over a reward and its parts, whose counters begin with their names."""
+    return sum(amount for name, amount in counts.items() if name.rpartition("/")[2] == counter)
+
+
 def _report(
     name: str,
+    config: RewardConfig,
     prompts: Sequence[Prompt],
     rollouts: Sequence[Sequence[Rollout]],
     truth: Sequence[list[bool] | None],
     values: Sequence[list[float | None]],
-    generated: float,
+    counts: Mapping[str, float],
     seconds: float,
     seed: int,
 ) -> SignalReport:
@@ -167,6 +171,7 @@ def _report(
     ids = [prompts[index].id for index in labelled]
     flat = list(_with_lengths(rollouts, values))
     said = np.array([value for value, _ in flat if value is not None])
+    asked = _total(counts, "asked")
     return SignalReport(
         name=name,
         task=prompts[0].task,
@@ -178,13 +183,15 @@ def _report(
         auroc_within_groups=association.auroc_within_groups_estimate(rights, known, ids, seed=seed),
         auroc=association.auroc_estimate(rights, known, ids, seed=seed),
         spearman=association.spearman(rights, known),
-        calibration_error=association.calibration_error(rights, known),
+        calibration_error=association.calibration_error(rights, known) if config.may_be_probability else None,
         calibrated_error=association.calibrated_error(rights, known, ids, seed=seed),
         mean=float(said.mean()) if len(said) else None,
         deviation=float(said.std()) if len(said) else None,
         no_opinion=1 - len(said) / len(flat),
+        unreadable=_total(counts, "unreadable") / asked if asked else None,
+        failed=_total(counts, "failed") / asked if asked else None,
         length_correlation=association.pearson(said, [length for value, length in flat if value is not None]),
-        tokens_per_rollout=generated / len(flat),
+        tokens_per_rollout=_total(counts, "tokens") / len(flat),
         seconds_per_rollout=seconds / len(flat),
     )
 

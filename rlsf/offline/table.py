@@ -38,13 +38,23 @@ def _truth_table(reports: Sequence[SignalReport]) -> Table:
 
 
 def _label_free_table(reports: Sequence[SignalReport]) -> Table:
-    table = _table("signal", "mean", "deviation", "no\nopinion", "length\ncorr.", "tokens/\nrollout", "ms/\nrollout")
+    table = _table(
+        "signal",
+        "mean",
+        "deviation",
+        "no\nopinion",
+        "unread-\nable",
+        "length\ncorr.",
+        "tokens/\nrollout",
+        "ms/\nrollout",
+    )
     for report in reports:
         table.add_row(
             report.name,
             _figure(report.mean),
             _figure(report.deviation),
             f"{report.no_opinion:.0%}",
+            _unread(report),
             _figure(report.length_correlation),
             f"{report.tokens_per_rollout:.1f}",
             f"{1000 * report.seconds_per_rollout:.2f}",
@@ -89,6 +99,13 @@ def _table(first: str, *others: str) -> Table:
 
 def _estimate(estimate: Estimate | None) -> str:
     return "–" if estimate is None else f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _unread(report: SignalReport) -> str:
+    """Of the replies that were asked for."""
+    if report.unreadable is None or report.failed is None:
+        return "–"
+    return f"{report.unreadable + report.failed:.0%}"
 
 
 def _figure(value: float | None) -> str:
