@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.results import Row
+from rlsf.config.load import load_config
 from rlsf.run_dir import read_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +57,7 @@ def measure_all(cells: Sequence[Cell], *, again: bool = False, jobs: int = 1) ->
 
 def _measure(cell: Cell, *, again: bool, threads: int) -> None:
     if cell.path.exists() and not again:
+        check_settings(cell)
         return
     if again and (cell.run / "summary.json").exists():  # an unfinished run is the new measurement, cut off
         shutil.rmtree(cell.run)
@@ -77,6 +79,18 @@ def _measure(cell: Cell, *, again: bool, threads: int) -> None:
     cell.path.parent.mkdir(parents=True, exist_ok=True)
     cell.path.write_text(json.dumps(_result(cell.run), indent=1) + "\n", "utf-8")
     shutil.rmtree(cell.run / "checkpoints")  # the figures are kept; the weights would fill the disk
+
+
+def check_settings(cell: Cell) -> None:
+    """Raises SystemExit where the cell's result is of other settings than it now has."""
+    wanted = load_config(cell.config, cell.overrides).model_dump(mode="json")
+    found = read(cell)["summary"]["config"]
+    changed = [key for key in wanted if key not in ("name", "output_dir") and wanted[key] != found.get(key)]
+    if changed:
+        raise SystemExit(
+            f"{cell.path} was measured with other settings ({', '.join(changed)}): measure it anew with --again, or "
+            "delete it"
+        )
 
 
 def _result(run: Path) -> dict[str, Any]:

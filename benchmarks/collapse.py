@@ -5,7 +5,8 @@
 Sums of the lab model. `unguarded` trains on and ends with its last adapter; `labels` has a canary of 32 labelled
 prompts, which also chooses the final adapter; `votes` one of what the model itself voted for before the loop, without
 any label, and ends with its last adapter. Held-out accuracy is measured after every iteration on the same 300
-prompts, none of them in a canary. The peak is the unguarded run's best moving average over 3 iterations.
+prompts, none of them in a canary. The peak is the unguarded run's best moving average over 3 iterations; a fall is
+measured from where the other seeds have theirs.
 """
 
 import argparse
@@ -90,15 +91,17 @@ def _found(signal: str) -> Results:
 
 
 def _rows(signal: str, results: Results) -> list[Row]:
-    peaks = {seed: peak(held_out(result)) for seed, result in results["unguarded"].items()}
+    unguarded = {seed: held_out(result) for seed, result in results["unguarded"].items()}
+    peaks = {seed: peak(curve) for seed, curve in unguarded.items()}
+    fair = fair_peaks(unguarded)
     rows = [_row(f"{signal}: start", {s: held_out(r)[0] for s, r in results["unguarded"].items()})]
     rows.append(_row(f"{signal}: peak", peaks))
     for guard, by_seed in results.items():
         ends = {seed: end(result) for seed, result in by_seed.items()}
         kept = {seed: ends[seed] / peaks[seed] for seed in ends.keys() & peaks.keys()}
-        falls = {seed: peaks[seed] - ends[seed] for seed in kept}
+        falls = {seed: fair[seed] - ends[seed] for seed in kept}
         rows.append(_row(f"{signal}, {guard}: end", ends))
-        rows.append(_row(f"{signal}, {guard}: below the peak", falls))
+        rows.append(_row(f"{signal}, {guard}: below the peak (of the other seeds)", falls))
         rows.append(_row(f"{signal}, {guard}: share of the peak kept", kept, "ratio"))
     return [row for row in rows if row.n]
 
@@ -108,9 +111,29 @@ def held_out(result: dict[str, Any]) -> dict[int, float]:
     return curve_of(result, f"validation/{name}/pass@1")
 
 
-def peak(curve: dict[int, float], width: int = 3) -> float:
-    """Best moving average: a single best measurement would be luck in part."""
-    return float(np.convolve(list(curve.values()), np.ones(width) / width, mode="valid").max())
+WIDTH = 3
+"""Iterations that a moving average goes over: a single best measurement would be luck in part."""
+
+
+def peak(curve: dict[int, float]) -> float:
+    """Best moving average. Still lucky: it is the best of many. What is held against it is held against more than there
+    was to keep."""
+    return float(_moving_average(curve).max())
+
+
+def fair_peaks(curves: dict[int, dict[int, float]]) -> dict[int, float]:
+    """Of each seed's curve, its moving average where that of the other seeds' mean curve is highest: chosen without a
+    look at the seed, so that noise alone makes no peak."""
+    averages = {seed: _moving_average(curve) for seed, curve in curves.items()}
+    fair = {}
+    for seed, own in averages.items():
+        others = [average for other, average in averages.items() if other != seed]
+        fair[seed] = float(own[np.mean(others, axis=0).argmax()]) if others else float(own.max())
+    return fair
+
+
+def _moving_average(curve: dict[int, float]) -> np.ndarray:
+    return np.convolve(list(curve.values()), np.ones(WIDTH) / WIDTH, mode="valid")
 
 
 def end(result: dict[str, Any]) -> float:

@@ -7,6 +7,7 @@ time.
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -76,7 +77,10 @@ def main() -> None:
 def measure(names: list[str], prompts: int, *, again: bool) -> None:
     config = load_config(CONFIGS / "signals.yaml")
     tasks = build_stream(config).tasks
-    missing = {task.name: [name for name in names if again or not _cell(task.name, name).exists()] for task in tasks}
+    missing = {
+        task.name: [name for name in names if again or not _is_measured(_cell(task.name, name), prompts)]
+        for task in tasks
+    }
     if not any(missing.values()):
         return
     everything = Demands(tokens=True, logprobs=True, policy=True, engine=True)
@@ -110,7 +114,12 @@ def _measure_task(
         )
         cell = _cell(task.name, name)
         cell.parent.mkdir(parents=True, exist_ok=True)
-        content = {**provenance(), "engine": models.engine.description, "report": found.as_json()}
+        content = {
+            **provenance(),
+            "engine": models.engine.description,
+            "rollouts": _digest(rollouts),
+            "report": found.as_json(),
+        }
         cell.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
         within = found.auroc_within_groups
         display.say(f"{task.name}: {name} {'–' if within is None else f'{within.value:.3f}'}")
@@ -129,10 +138,20 @@ def _cell(task: str, signal: str) -> Path:
     return CELLS / f"{task}-{signal}.json"
 
 
+def _is_measured(cell: Path, prompts: int) -> bool:
+    return cell.exists() and json.loads(cell.read_text("utf-8"))["report"]["prompts"] == prompts
+
+
+def _digest(rollouts: list[list[Rollout]]) -> str:
+    texts = [[rollout.text for rollout in group] for group in rollouts]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
 def report() -> None:
     cells = [json.loads(path.read_text("utf-8")) for path in sorted(CELLS.glob("*.json"))]
     adapter = TypeAdapter(SignalReport)
     reports = [adapter.validate_python(cell["report"]) for cell in cells]
+    _check_same_rollouts(cells)
     rows: list[Row] = []
     for task in dict.fromkeys(found.task for found in reports):
         ordered = best_first([found for found in reports if found.task == task])
@@ -143,6 +162,18 @@ def report() -> None:
     print(f"written to {write_results('signals', rows, measured)}")
 
 
+def _check_same_rollouts(cells: list[dict[str, Any]]) -> None:
+    """Raises SystemExit where signals of one task were measured on different rollouts."""
+    seen: dict[str, str] = {}
+    for cell in cells:
+        report = cell["report"]
+        if seen.setdefault(report["task"], cell["rollouts"]) != cell["rollouts"]:
+            raise SystemExit(
+                f"signals of {report['task']} were measured on different rollouts ({report['name']} among them): "
+                "measure them together, with --again"
+            )
+
+
 def _rows(found: SignalReport) -> list[Row]:
     name = f"{found.task}: {found.name}"
     rows = []
@@ -151,6 +182,8 @@ def _rows(found: SignalReport) -> list[Row]:
             rows.append(Row(f"{name}, {title}", estimate.value, "share", estimate.low, estimate.high, found.prompts))
     rows.append(Row(f"{name}, generated", found.tokens_per_rollout, "tokens/rollout"))
     rows.append(Row(f"{name}, time", found.seconds_per_rollout, "s/rollout"))
+    if found.unreadable is not None and found.failed is not None:
+        rows.append(Row(f"{name}, unreadable", found.unreadable + found.failed, "share"))
     return rows
 
 

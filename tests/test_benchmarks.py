@@ -1,0 +1,88 @@
+"""The arithmetic of the benchmarks, on cells made by hand, and the settings that their results belong to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import cells, collapse, self_feedback
+from benchmarks.cells import Cell, check_settings, curve_of, mean_interval
+from rlsf.config.load import load_config
+
+
+def estimate(value: float) -> dict[str, float]:
+    return {"value": value, "low": 0.0, "high": 1.0, "n": 8}
+
+
+def result(curve: list[float] = [], *, final: int = 0, **stages: float) -> dict[str, Any]:  # noqa: B006
+    """A cell with pass@1 at each stage, a loop that began where the warm start ended, and a held-out curve."""
+    measured = {stage: {"pass@1": estimate(value)} for stage, value in stages.items()}
+    return {
+        "summary": {"tasks": {"sum": {**measured, "change": {"from": "warm_start"}}}, "adapter_iteration": final},
+        "curve": [{"iteration": i, "validation/sum/pass@1": value} for i, value in enumerate(curve)],
+    }
+
+
+def test_the_interval_of_a_ratio_is_fiellers() -> None:
+    assert self_feedback.ratio_interval([0.3], [0.2]) == pytest.approx((1.5, 1.5, 1.5))
+    ratio, low, high = self_feedback.ratio_interval([0.1, 0.12, 0.11], [0.2, 0.24, 0.22])
+    assert (ratio, low, high) == pytest.approx((0.5, 0.5, 0.5))  # always the half
+    assert self_feedback.ratio_interval([0.1, 0.2], [0.1, -0.05])[1:] == (-float("inf"), float("inf"))
+    rng = np.random.default_rng(0)
+    pairs = 0.1 + 0.01 * rng.normal(size=(1000, 2, 5))
+    covered = [low <= 1 <= high for _, low, high in (self_feedback.ratio_interval(x, y) for x, y in pairs)]
+    assert 0.93 < np.mean(covered) < 0.97
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2, 2 - 2.484, 2 + 2.484), abs=1e-3)
+    assert mean_interval([1.0]) == (1, 1, 1)
+
+
+def test_a_gain_is_measured_from_where_the_loop_began() -> None:
+    run = result(base=0.1, warm_start=0.3)
+    run["summary"]["tasks"]["sum"]["final"] = {"pass@1": estimate(0.45)}
+    assert self_feedback._gain(run, "majority", "pass@1") == pytest.approx(0.15)
+    assert self_feedback._gain(run, "sft", "pass@1") == pytest.approx(0.2)  # what the labels gave, and no loop
+
+
+def test_a_fall_is_measured_from_where_the_others_peaked() -> None:
+    rise_and_fall = dict(enumerate([0.4, 0.5, 0.5, 0.5, 0.3, 0.2]))
+    assert collapse.peak(rise_and_fall) == pytest.approx(0.5)
+    assert collapse.fair_peaks({0: rise_and_fall}) == {0: pytest.approx(0.5)}
+    late = dict(enumerate([0.4, 0.4, 0.4, 0.6, 0.6, 0.6]))
+    fair = collapse.fair_peaks({0: rise_and_fall, 1: late})
+    assert fair == {0: pytest.approx((0.5 + 0.3 + 0.2) / 3), 1: pytest.approx((0.4 + 0.4 + 0.6) / 3)}
+    rng = np.random.default_rng(0)
+    flat = [dict(enumerate(0.5 + 0.02 * rng.normal(size=40))) for _ in range(400)]
+    falls = [collapse.fair_peaks(dict(enumerate(flat[i : i + 5])))[0] - flat[i][39] for i in range(0, 400, 5)]
+    assert abs(np.mean(falls)) < 0.007  # noise alone is no fall
+
+
+def test_the_end_is_that_of_the_adapter_that_was_kept() -> None:
+    assert collapse.end(result([0.4, 0.6, 0.1], final=1)) == 0.6
+    assert curve_of(result([0.4]), "validation/sum/pass@1") == {0: 0.4}
+    assert curve_of(result([0.4]), "reward/mean") == {}
+
+
+def test_a_result_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    cell = Cell("b", "c", cells.CONFIGS / "lab.yaml", ("seed=3",))
+    cell.path.parent.mkdir()
+    config = load_config(cell.config, (*cell.overrides, "output_dir=elsewhere", "name=other"))
+    cell.path.write_text(json.dumps({"summary": {"config": config.model_dump(mode="json")}}))
+    check_settings(cell)
+    with pytest.raises(SystemExit, match=r"measured with other settings \(loop\)"):
+        check_settings(Cell("b", "c", cell.config, ("seed=3", "loop.prompts=8")))
+
+
+def test_every_cell_has_a_valid_config() -> None:
+    wanted = [
+        *self_feedback.lab_cells(list(self_feedback.TASKS), [*self_feedback.REWARDS, "sft"], [0]),
+        *self_feedback.smollm2_cells([*self_feedback.REWARDS, *self_feedback.JUDGED], [0]),
+        *collapse.cells(list(collapse.SIGNALS), list(collapse.GUARDS), [0]),
+    ]
+    for cell in wanted:
+        load_config(cell.config, cell.overrides)
