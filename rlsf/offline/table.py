@@ -38,15 +38,10 @@ def _truth_table(reports: Sequence[SignalReport]) -> Table:
 
 
 def _label_free_table(reports: Sequence[SignalReport]) -> Table:
+    somebody_was_asked = any(report.unreadable is not None for report in reports)
+    asked = ("unread-\nable",) if somebody_was_asked else ()
     table = _table(
-        "signal",
-        "mean",
-        "deviation",
-        "no\nopinion",
-        "unread-\nable",
-        "length\ncorr.",
-        "tokens/\nrollout",
-        "ms/\nrollout",
+        "signal", "mean", "deviation", "no\nopinion", *asked, "length\ncorr.", "tokens/\nrollout", "ms/\nrollout"
     )
     for report in reports:
         table.add_row(
@@ -54,7 +49,7 @@ def _label_free_table(reports: Sequence[SignalReport]) -> Table:
             _figure(report.mean),
             _figure(report.deviation),
             f"{report.no_opinion:.0%}",
-            _unread(report),
+            *([_unread(report)] if somebody_was_asked else []),
             _figure(report.length_correlation),
             f"{report.tokens_per_rollout:.1f}",
             f"{1000 * report.seconds_per_rollout:.2f}",
