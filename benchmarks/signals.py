@@ -47,11 +47,23 @@ ASKING: dict[str, Any] = {
     "reflection": {"kind": "reflection", "critique_tokens": 48},
 }
 """Signals that generate."""
+COMBINED: dict[str, Any] = {
+    "votes_and_probability": {
+        "kind": "weighted_sum",
+        "components": {
+            "votes": {"normalize": "group", "reward": {"kind": "majority", "soft": True}},
+            "probability": {"normalize": "group", "reward": {"kind": "sequence_probability"}},
+        },
+    },
+    "rules": {"kind": "rules", "rules": [{"name": "bare", "kind": "pattern", "require": "^-?[0-9]+$"}]},
+}
+"""What other rewards make of each other, and a rule on the form."""
 
 
 def signals() -> Mapping[str, RewardConfig]:
     adapter: TypeAdapter[RewardConfig] = TypeAdapter(RewardConfig)
-    return {**DEFAULT_SIGNALS, **{name: adapter.validate_python(config) for name, config in ASKING.items()}}
+    others = {name: adapter.validate_python(config) for name, config in {**COMBINED, **ASKING}.items()}
+    return {**DEFAULT_SIGNALS, **others}
 
 
 @dataclass(frozen=True)
