@@ -30,7 +30,7 @@ REWARDS = {
     "self_certainty": "{kind: self_certainty}",
     "confidence": "{kind: confidence}",
     "token_entropy": "{kind: token_entropy}",
-    "sequence_probability": "{kind: sequence_probability}",
+    "sequence_probability": "{kind: sequence_probability, pay: probability}",
 }
 LABELLED = ("verifier", "sft")
 JUDGED = {
