@@ -93,11 +93,16 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
 
 def _save_part(output: Path, rows: Sequence[Row], total: int, console: Console) -> None:
     """What was scored before something broke: judgements may have cost money."""
-    if rows:
-        part = output.with_name(f"{output.stem}.part{output.suffix}")
-        with mendable_output(part):
-            write_parts(part, map(_line, rows))
-        say(console, f"The {len(rows)} of {total} completions that were scored by then are in {part}")
+    if not rows:
+        return
+    part = output.with_name(f"{output.stem}.part{output.suffix}")
+    what = f"The {len(rows)} of {total} completions that were scored by then"
+    try:
+        write_parts(part, map(_line, rows))
+    except OSError as error:  # what broke before is the greater trouble
+        say(console, f"{what} could not be saved in {part}: {error.strerror or error}")
+    else:
+        say(console, f"{what} are in {part}")
 
 
 def _in_order(groups: Sequence[CompletionGroup], scores: Sequence[Sequence[Score] | None]) -> list[Row]:
