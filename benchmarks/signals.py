@@ -194,8 +194,8 @@ def _rows(found: SignalReport) -> list[Row]:
             rows.append(Row(f"{name}, {title}", estimate.value, "share", estimate.low, estimate.high, found.prompts))
     rows.append(Row(f"{name}, generated", found.tokens_per_rollout, "tokens/rollout"))
     rows.append(Row(f"{name}, time", found.seconds_per_rollout, "s/rollout"))
-    if found.unreadable is not None and found.failed is not None:
-        rows.append(Row(f"{name}, unreadable", found.unreadable + found.failed, "share"))
+    if found.unread is not None:
+        rows.append(Row(f"{name}, unreadable", found.unread, "share"))
     return rows
 
 

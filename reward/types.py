@@ -101,11 +101,7 @@ class Lesson:
     SFT targets, and no policy gradient."""
 
 
-def _ignore_count(name: str, amount: float) -> None:
-    pass
-
-
-def _ignore_metric(name: str, value: float) -> None:
+def _ignore_number(name: str, number: float) -> None:
     pass
 
 
@@ -138,10 +134,10 @@ class RewardContext:
     equivalent: Callable[[Sequence[str]], list[int]] | None = None
     """A cluster number for each of some distinct answers to one prompt: equal numbers for answers that mean the same.
     None: answers are the same where `extract` spells them alike."""
-    count: Callable[[str, float], None] = _ignore_count
+    count: Callable[[str, float], None] = _ignore_number
     """Adds to a named counter of this round of scoring: replies asked for, replies that could not be read, tokens
     spent. They become metrics."""
-    log_metric: Callable[[str, float], None] = _ignore_metric
+    log_metric: Callable[[str, float], None] = _ignore_number
     """A number about this round of scoring, for metrics.jsonl and the trackers; what is logged several times is
     averaged."""
     teach: Callable[[Lesson], None] = _ignore_lesson

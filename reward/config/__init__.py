@@ -33,7 +33,7 @@ from reward.config.rules import (
     RulesConfig,
     WordsRule,
 )
-from reward.config.section import RewardSection, all_rewards
+from reward.config.section import RewardSection, all_rewards, uses_labels
 from reward.config.tokens import (
     ConfidenceConfig,
     PTrueConfig,
@@ -134,4 +134,5 @@ __all__ = [
     "WordsRule",
     "WriterConfig",
     "all_rewards",
+    "uses_labels",
 ]

@@ -30,6 +30,11 @@ def all_rewards(reward: Any, key: str = "reward") -> Iterator[tuple[str, Any]]:
         yield from all_rewards(part, f"{key}.{name}")
 
 
+def uses_labels(reward: Any) -> bool:
+    """Whether a reward or anything in it sees reference answers."""
+    return any(part.sees_labels for _, part in all_rewards(reward))
+
+
 def check_template(template: str, *names: str, key: str = "template") -> None:
     """Raises ValueError where a placeholder that the template cannot do without is missing."""
     missing = [f"{{{name}}}" for name in names if f"{{{name}}}" not in template]

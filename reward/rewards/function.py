@@ -143,20 +143,17 @@ class FunctionReward(BaseReward):
             ) from None
 
 
-def names(function: RewardFunction, parameter: str) -> bool:
-    """Whether the function has a parameter of this name; one that takes `**kwargs` alone does not."""
+def parameter_of(function: RewardFunction, name: str) -> inspect.Parameter | None:
+    """The function's parameter of this name; one that takes `**kwargs` alone has none."""
     try:
-        return parameter in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some built-in callables have none
-        return False
+        return inspect.signature(function).parameters.get(name)
+    except (TypeError, ValueError):  # some built-in callables have no signature
+        return None
 
 
 def _demands(function: RewardFunction, parameter: str) -> bool:
     """Whether a call without `parameter` would fail."""
-    try:
-        found = inspect.signature(function).parameters.get(parameter)
-    except (TypeError, ValueError):  # some built-in callables have none
-        return False
+    found = parameter_of(function, parameter)
     return found is not None and found.default is inspect.Parameter.empty
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Any
 
@@ -11,6 +11,7 @@ from reward.base import BaseReward, Groups, prompt_of
 from reward.comparisons import Comparison, Competitor, Pair, compare, shares_won
 from reward.config import AskingSection, MetaJudgeConfig
 from reward.distinct import score_distinct
+from reward.rewards.combination import counting_as
 from reward.rewards.judge import TOO_LONG, grade_schema, parse_grade, parse_json_grade
 from reward.templates import fill, question_about
 from reward.types import Lesson, Reply, RewardContext, Score
@@ -116,7 +117,7 @@ class MetaJudgeReward(BaseReward):
             retries=config.retries,
             unreadable=config.unreadable,
         )
-        apart = replace(context, count=lambda name, amount: context.count(f"meta/{name}", amount))
+        apart = counting_as("meta", context)
         return compare(f"{self.name}/meta", asking, config.meta_template, pairs, apart, must_fit=False)
 
     def _grade(self, case: Case, comparisons: Sequence[Comparison], won: Mapping[str, float]) -> Score:

@@ -86,9 +86,10 @@ def _problem(path: Path, spec: Spec, item: Any, root: type[Section]) -> tuple[Pa
     kind, value, context = item["type"], item["input"], item.get("ctx", {})
     if kind == "extra_forbidden":
         return path, "", _unknown_key(path, item["loc"], root)
-    if kind in ("invalid_key", "string_type") and (kind == "invalid_key" or item["loc"][-1] == "[key]"):
+    is_key = item["loc"][-1:] == ("[key]",)
+    if kind == "invalid_key" or (is_key and kind == "string_type"):
         return path, "", "keys must be text; put this one into quotes"
-    if item["loc"][-1:] == ("[key]",):
+    if is_key:
         return path, f"found the key {shown(value)}; ", _expected(kind, context, item["msg"])
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         return _wrong_kind(path, spec, value)

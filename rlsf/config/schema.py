@@ -14,6 +14,7 @@ from reward.config import (
     RewardConfig,
     VerifierConfig,
     all_rewards,
+    uses_labels,
 )
 from rlsf.config.guard import GuardConfig
 from rollouts.config import MAX_COMPLETIONS, AutoEngineConfig, DeliveryConfig, EngineConfig, SamplingConfig, Section
@@ -444,7 +445,7 @@ class RunConfig(Section):
 
     def uses_labels(self) -> bool:
         """Whether the reward sees reference answers: then it is not self-feedback."""
-        return any(reward.sees_labels for _, reward in all_rewards(self.reward))
+        return uses_labels(self.reward)
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":

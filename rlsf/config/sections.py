@@ -80,13 +80,12 @@ def user_path(root: type[Section], location: Sequence[str | int]) -> tuple[tuple
     """
     path: list[str | int] = []
     spec = Spec({}, root, None)
+    location = [part for part in location if part != "[key]"]  # stands behind a key that is wrong itself
     for index, part in enumerate(location):
-        if part == "[key]":  # behind the key itself
-            break
         if spec.kinds:
             spec = Spec({}, spec.kinds[str(part)], None)
         elif spec.is_union:  # `part` names the type that was tried
-            path += [deeper for deeper in location[index + 1 :] if deeper != "[key]"]
+            path += location[index + 1 :]
             break
         elif spec.section is not None:
             path.append(part)

@@ -21,7 +21,7 @@ from reward.config import (
 )
 from reward.config.rules import VARIABLES
 from reward.factory import make_reward
-from reward.rewards.function import load_function, names
+from reward.rewards.function import load_function, parameter_of
 from reward.rules.expressions import Expression
 from reward.types import Need
 from rlsf.config.schema import ModelConfig
@@ -139,7 +139,7 @@ def _counts_tokens(part: RewardSection) -> bool:
             conditions = [rule.holds for rule in part.rules if isinstance(rule, ExpressionRule)]
             return any("tokens" in Expression(condition, VARIABLES).names for condition in conditions)
         case FunctionConfig():
-            return names(load_function(part.path), "completion_ids")
+            return parameter_of(load_function(part.path), "completion_ids") is not None
     return False
 
 

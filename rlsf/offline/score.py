@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reward.config import all_rewards
+from reward.config import uses_labels
 from reward.factory import make_reward
 from reward.types import Score
 from reward.verifiers import make_verifier
@@ -52,7 +52,7 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
         check_output(output)
         if output.exists() and path.exists() and output.samefile(path):
             raise DataError(f"--output: {output} is the file that is scored; name another one")
-    groups = read_completions(path, config, labels=any(part.sees_labels for _, part in all_rewards(config.reward)))
+    groups = read_completions(path, config, labels=uses_labels(config.reward))
     check_answers(config.answer, config.model, NAME_A_MODEL)
     reward = make_reward(config.reward, graders={TASK: make_verifier(config.verifier, config.answer)})
     demands = demands_of(config.reward, reward.needs)

@@ -86,6 +86,11 @@ class SignalReport:
     seconds_per_rollout: float
     """Spent scoring, forward passes included; each signal by itself, so that none rides on another's pass."""
 
+    @property
+    def unread(self) -> float | None:
+        """Share of the replies asked for that could not be read or never came."""
+        return None if self.unreadable is None or self.failed is None else self.unreadable + self.failed
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -38,7 +38,7 @@ def _truth_table(reports: Sequence[SignalReport]) -> Table:
 
 
 def _label_free_table(reports: Sequence[SignalReport]) -> Table:
-    somebody_was_asked = any(report.unreadable is not None for report in reports)
+    somebody_was_asked = any(report.unread is not None for report in reports)
     asked = ("unread-\nable",) if somebody_was_asked else ()
     table = _table(
         "signal", "mean", "deviation", "no\nopinion", *asked, "length\ncorr.", "tokens/\nrollout", "ms/\nrollout"
@@ -49,7 +49,7 @@ def _label_free_table(reports: Sequence[SignalReport]) -> Table:
             _figure(report.mean),
             _figure(report.deviation),
             f"{report.no_opinion:.0%}",
-            *([_unread(report)] if somebody_was_asked else []),
+            *(["–" if report.unread is None else f"{report.unread:.0%}"] if somebody_was_asked else []),
             _figure(report.length_correlation),
             f"{report.tokens_per_rollout:.1f}",
             f"{1000 * report.seconds_per_rollout:.2f}",
@@ -94,13 +94,6 @@ def _table(first: str, *others: str) -> Table:
 
 def _estimate(estimate: Estimate | None) -> str:
     return "–" if estimate is None else f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
-
-
-def _unread(report: SignalReport) -> str:
-    """Of the replies that were asked for."""
-    if report.unreadable is None or report.failed is None:
-        return "–"
-    return f"{report.unreadable + report.failed:.0%}"
 
 
 def _figure(value: float | None) -> str:
