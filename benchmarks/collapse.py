@@ -133,7 +133,9 @@ def fair_peaks(curves: dict[int, dict[int, float]]) -> dict[int, float]:
 
 
 def _moving_average(curve: dict[int, float]) -> np.ndarray:
-    return np.convolve(list(curve.values()), np.ones(WIDTH) / WIDTH, mode="valid")
+    """The start stands for a whole window: where nothing ever rises, it is the peak."""
+    values = list(curve.values())
+    return np.convolve([values[0]] * (WIDTH - 1) + values, np.ones(WIDTH) / WIDTH, mode="valid")
 
 
 def end(result: dict[str, Any]) -> float:

@@ -12,15 +12,12 @@ from scipy import stats
 
 from rlsf.config.guard import Action, CanaryConfig, GuardConfig, WatchConfig
 
-CHANCE = 0.05
-"""How often, about, a canary may report a fall in a task through which the policy stays as it was."""
-_FORMAT = 2
+_FORMAT = 3
 """Of the state below: one in another format is not gone on with."""
 
 Halves = tuple[tuple[float, ...], tuple[float, ...]]
-"""A measurement of the canary: by prompt, the shares of right answers among one half of the samples, by which the best
-adapter is chosen, and among the other half, by which a fall is tested. The best of many looks lucky on what it was
-chosen by; on the other half it is as good as it is."""
+"""A measurement of the canary: by prompt, the shares of right answers among one half of the samples and among the
+other. The best of many looks lucky on what it was chosen by; on the other half it is as good as it is."""
 
 
 @dataclass
@@ -35,8 +32,12 @@ class GuardState:
     """By canary prompt: the answer that the policy voted for when the task began."""
     shares: list[Halves] = field(default_factory=list)
     """The last canary measurements, oldest first."""
-    best: Halves = ((), ())
-    """Averages over the best window so far."""
+    best: float | None = None
+    """Share of right answers over the best window so far, of whose last adapter is `best_iteration`."""
+    highest: tuple[float, float] = (0.0, 0.0)
+    """The same of each half alone."""
+    peaks: Halves = ((), ())
+    """By prompt, what each half says of the window in which the other was the highest: a fall is measured from here."""
     looks: int = 1
     """Measurements that the task has room for."""
     best_iteration: int | None = None
@@ -53,7 +54,7 @@ class GuardState:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "GuardState":
         """A state in another format begins anew. Raises ValueError where a value is of another type."""
-        if "looks" not in data:
+        if "highest" not in data:
             return cls(rollbacks=data.get("rollbacks", 0))
         return TypeAdapter(cls).validate_python(data)
 
@@ -93,13 +94,15 @@ class Guard:
     @property
     def has_canary(self) -> bool:
         """Whether a canary decides which adapter is the best: there is one, and it has something to say."""
-        return self._config.canary is not None and len(self.state.best[0]) > 0
+        return self._config.canary is not None and self.state.best is not None
 
     def take_baseline(self, shares: Halves) -> None:
         """What the canary says before anything was learned: it stands for a whole window."""
         assert self._config.canary is not None
-        self.state.best = shares
         self.state.shares = [shares] * self._config.canary.window
+        self.state.best = float(np.mean(shares))
+        self.state.highest = (float(np.mean(shares[0])), float(np.mean(shares[1])))
+        self.state.peaks = shares
 
     def observe(self, iteration: int, metrics: Mapping[str, float], canary: Halves | None = None) -> list[Verdict]:
         """Take in an iteration, and update `state.best_iteration`.
@@ -146,28 +149,42 @@ class Guard:
         self.state.shares = [*self.state.shares, shares][-canary.window :]
         if len(self.state.shares) < canary.window:
             return None
-        choosing, testing = np.mean(self.state.shares, axis=0)
-        is_last_as_good = np.mean(shares[0]) >= choosing.mean()  # it is the last of the window whose adapter is kept
-        if choosing.mean() > np.mean(self.state.best[0]) and is_last_as_good:
-            self.state.best, self.state.best_iteration = _plain(choosing, testing), iteration
-        best = np.asarray(self.state.best[1])
-        drop = best - testing
-        is_trouble = drop.mean() > canary.max_drop * best.mean() and self._is_beyond_chance(drop, canary.window)
+        window = np.mean(self.state.shares, axis=0)
+        self._choose(iteration, shares, window)
+        peak, now = np.mean(self.state.peaks, axis=0), window.mean(axis=0)
+        drop = peak - now
+        is_trouble = drop.mean() > canary.max_drop * peak.mean() and self._is_beyond_chance(drop, canary)
         if not self._is_news("canary", is_trouble):
             return None
         what = "references" if canary.truth == "references" else "the votes it began with"
         reason = (
-            f"{testing.mean():.3f} of the canary's answers agree with {what} (mean of {canary.window}), down from "
-            f"{best.mean():.3f} in iteration {self.state.best_iteration}"
+            f"{now.mean():.3f} of the canary's answers agree with {what} (mean of {canary.window}), down from "
+            f"{peak.mean():.3f} at their best"
         )
         return Verdict(canary.then, reason, self.state.best_iteration)
 
-    def _is_beyond_chance(self, drop: np.ndarray, window: int) -> bool:
+    def _choose(self, iteration: int, last: Halves, window: np.ndarray) -> None:
+        """Remember the adapter and the peaks where they are the best so far.
+
+        Args:
+            window: (2, prompts), mean of the last measurements.
+        """
+        assert self.state.best is not None
+        is_last_as_good = np.mean(last) >= window.mean()  # it is the last of the window whose adapter is kept
+        if window.mean() > self.state.best and is_last_as_good:
+            self.state.best, self.state.best_iteration = float(window.mean()), iteration
+        highest, peaks = list(self.state.highest), list(self.state.peaks)
+        for half, other in ((0, 1), (1, 0)):
+            if window[half].mean() > highest[half]:
+                highest[half], peaks[other] = float(window[half].mean()), tuple(window[other].tolist())
+        self.state.highest, self.state.peaks = (highest[0], highest[1]), (peaks[0], peaks[1])
+
+    def _is_beyond_chance(self, drop: np.ndarray, canary: CanaryConfig) -> bool:
         """Whether the mean of (prompts,) paired differences is above 0 by a one-sided t test, whose level allows for
         the task's looks: Bonferroni's over the windows that do not overlap."""
         if np.ptp(drop) < 1e-12:
             return bool(drop.mean() > 1e-12)
-        level = CHANCE * min(1.0, window / self.state.looks)
+        level = canary.false_alarms * min(1.0, canary.window / self.state.looks)
         return bool(stats.ttest_1samp(drop, 0.0, alternative="greater").pvalue < level)
 
     def _is_news(self, key: str, is_trouble: bool) -> bool:
@@ -231,7 +248,3 @@ def relative_bound(start: float, factor: float) -> float:
     """What `factor` times the start is, and of a negative start as much further below or above: half of −1 is −1.5,
     since it is lower, and twice −1 is 0."""
     return start + (factor - 1) * abs(start)
-
-
-def _plain(choosing: np.ndarray, testing: np.ndarray) -> Halves:
-    return tuple(choosing.tolist()), tuple(testing.tolist())

@@ -51,6 +51,7 @@ def test_a_gain_is_measured_from_where_the_loop_began() -> None:
 def test_a_fall_is_measured_from_where_the_others_peaked() -> None:
     rise_and_fall = dict(enumerate([0.4, 0.5, 0.5, 0.5, 0.3, 0.2]))
     assert collapse.peak(rise_and_fall) == pytest.approx(0.5)
+    assert collapse.peak(dict(enumerate([0.4, 0.2, 0.1, 0.0]))) == 0.4  # what only falls is highest at its start
     assert collapse.fair_peaks({0: rise_and_fall}) == {0: pytest.approx(0.5)}
     late = dict(enumerate([0.4, 0.4, 0.4, 0.6, 0.6, 0.6]))
     fair = collapse.fair_peaks({0: rise_and_fall, 1: late})

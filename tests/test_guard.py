@@ -112,14 +112,14 @@ def test_the_canary_follows_the_best_and_tells_a_fall_from_chance() -> None:
     assert guard.observe(3, {}, both(one_prompt)) == []
     [verdict] = guard.observe(4, {}, both(RIGHT - 0.1))
     assert verdict.actions == ("lower_rate", "roll_back") and verdict.to_iteration == 1
-    assert "0.400" in verdict.reason and "0.600 in iteration 1" in verdict.reason
+    assert "0.400" in verdict.reason and "0.600 at their best" in verdict.reason
 
 
 def test_the_baseline_stands_for_a_whole_window() -> None:
     guard = canary(window=3)
     guard.take_baseline(both(RIGHT))
     assert guard.observe(1, {}, both(RIGHT + 0.3)) == []
-    assert np.mean(guard.state.best[0]) == pytest.approx(0.6)  # (0.5 + 0.5 + 0.8) / 3
+    assert guard.state.best == pytest.approx(0.6)  # (0.5 + 0.5 + 0.8) / 3
 
 
 def steady(guard: Guard, *, samples: int, seed: int, fall: float = 0.0) -> int | None:
@@ -142,9 +142,31 @@ def steady(guard: Guard, *, samples: int, seed: int, fall: float = 0.0) -> int |
 
 def test_a_policy_that_stays_as_it_was_is_left_alone_and_one_that_falls_is_not() -> None:
     alarms = [steady(canary(window=3, max_drop=0.05), samples=8, seed=seed) for seed in range(100)]
-    assert sum(alarm is not None for alarm in alarms) <= 10  # about 5 are to be expected
+    assert sum(alarm is not None for alarm in alarms) <= 15  # at most 10 are to be expected
     falls = [steady(canary(window=3, max_drop=0.05), samples=16, seed=seed, fall=0.5) for seed in range(20)]
     assert all(found is not None and found > 10 for found in falls)
+
+
+@pytest.mark.parametrize(("false_alarms", "reported"), [(0.05, False), (0.2, True)])
+def test_the_more_false_alarms_are_allowed_the_less_it_takes_to_be_reported(
+    false_alarms: float, reported: bool
+) -> None:
+    guard = canary(false_alarms=false_alarms)
+    guard.begin("t", 0, iterations=10)
+    guard.take_baseline(both(RIGHT))
+    fallen = RIGHT.copy()
+    fallen[:6] -= 0.4  # by a paired t test p is 0.0059; the level is a tenth of what is allowed in 10 looks
+    assert bool(guard.observe(1, {}, both(fallen))) is reported
+
+
+def test_a_half_that_was_lucky_is_no_height_to_fall_from() -> None:
+    guard = canary()
+    guard.take_baseline(both(RIGHT))
+    lucky, plain = both(RIGHT + 0.3)[0], both(RIGHT)[0]
+    guard.observe(1, {}, (lucky, plain))
+    assert guard.state.best == pytest.approx(0.65) and guard.state.best_iteration == 1
+    assert guard.state.peaks == both(RIGHT)  # the other half saw nothing of it
+    assert guard.observe(2, {}, both(RIGHT)) == []
 
 
 def test_the_last_of_a_window_is_chosen_only_where_it_is_no_worse_than_the_window() -> None:

@@ -52,11 +52,10 @@ class CanaryConfig(Section):
     truth: Literal["references", "votes"] = "references"
     """What counts as right: the labels, which then choose an adapter but never train one; or, without any label, what
     the policy itself voted for when the task began, on prompts where its vote was decisive."""
-    prompts: int = Field(32, ge=4)
+    prompts: int = Field(64, ge=4)
     """The last ones of the validation split; `evaluation.prompts` can keep the first ones apart from them."""
     samples: int = Field(8, ge=2, le=MAX_COMPLETIONS)
-    """Completions per prompt each time, at the training temperature: half of them choose the best adapter, and the
-    other half tell a fall from it."""
+    """Completions per prompt each time, at the training temperature."""
     every: int = Field(1, ge=1)
     """Iterations between measurements."""
     votes: int = Field(32, ge=4, le=MAX_COMPLETIONS)
@@ -66,8 +65,10 @@ class CanaryConfig(Section):
     window: int = Field(3, ge=1)
     """The mean over so many measurements is compared with the best such mean."""
     max_drop: float = Field(0.05, gt=0, lt=1)
-    """A fall below the best by more than this share of it is trouble, if it is also beyond chance: paired over the
-    prompts, one-sided, with about 5% false alarms in a whole task."""
+    """A fall below the best by more than this share of it is trouble, if it is also beyond chance."""
+    false_alarms: float = Field(0.1, gt=0, lt=1)
+    """How often, about, a task may be reported through which the policy stays as it was: the more, the smaller the fall
+    that is noticed. The test is paired over the prompts and one-sided."""
     then: Actions = ("lower_rate", "roll_back")
 
 
