@@ -103,6 +103,8 @@ def _rows(signal: str, results: Results) -> list[Row]:
         rows.append(_row(f"{signal}, {guard}: end", ends))
         rows.append(_row(f"{signal}, {guard}: below the peak (of the other seeds)", falls))
         rows.append(_row(f"{signal}, {guard}: share of the peak kept", kept, "ratio"))
+        noticed = {seed: lost_when_noticed(result) for seed, result in by_seed.items()}
+        rows.append(_row(f"{signal}, {guard}: lost when the guard first acted", _known(noticed)))
     return [row for row in rows if row.n]
 
 
@@ -141,6 +143,20 @@ def _moving_average(curve: dict[int, float]) -> np.ndarray:
 def end(result: dict[str, Any]) -> float:
     """Of the adapter that the run ended with."""
     return held_out(result)[result["summary"]["adapter_iteration"]]
+
+
+def lost_when_noticed(result: dict[str, Any]) -> float | None:
+    """How far below its best moving average until then the run was when its canary first reported a fall, as a share of
+    it; None where it never did."""
+    acted = [row["iteration"] for row in result["summary"]["guard"] if "canary" in row["reason"]]
+    if not acted:
+        return None
+    averages = _moving_average(held_out(result))[: acted[0] + 1]
+    return float(1 - averages[-1] / averages.max())
+
+
+def _known(by_seed: dict[int, float | None]) -> dict[int, float]:
+    return {seed: value for seed, value in by_seed.items() if value is not None}
 
 
 def _row(name: str, by_seed: dict[int, float], unit: str = "share") -> Row:

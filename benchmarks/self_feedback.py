@@ -34,7 +34,7 @@ REWARDS = {
 }
 LABELLED = ("verifier", "sft")
 JUDGED = {
-    "judge": "{kind: judge, samples: 2, max_tokens: 4}",
+    "judge": "{kind: judge, samples: 2, max_tokens: 16, reply: json}",  # in words, this model states hardly a grade
     "reflection": "{kind: reflection, critique_tokens: 32}",
 }
 OTHER = "semantic_entropy"

@@ -40,13 +40,14 @@ from rollouts.types import Prompt, Rollout
 CELLS = RESULTS / "signals"
 
 ASKING: dict[str, Any] = {
-    "judge": {"kind": "judge", "samples": 4, "max_tokens": 8},
-    "judge_json": {"kind": "judge", "samples": 4, "max_tokens": 16, "reply": "json"},
-    "pairwise_judge": {"kind": "pairwise_judge", "opponents": 2, "max_tokens": 8},
-    "meta_judge": {"kind": "meta_judge", "samples": 2, "max_tokens": 32},
-    "reflection": {"kind": "reflection", "critique_tokens": 48},
+    "p_true_chat": {"kind": "p_true", "chat": True},
+    "judge": {"kind": "judge", "chat": True, "samples": 4, "max_tokens": 8},
+    "judge_json": {"kind": "judge", "chat": True, "samples": 4, "max_tokens": 16, "reply": "json"},
+    "pairwise_judge": {"kind": "pairwise_judge", "chat": True, "opponents": 2, "max_tokens": 8},
+    "meta_judge": {"kind": "meta_judge", "chat": True, "samples": 2, "max_tokens": 32},
+    "reflection": {"kind": "reflection", "chat": True, "critique_tokens": 48},
 }
-"""Signals that generate."""
+"""Signals that put questions, as chats: to bare text the model mostly replies nothing."""
 COMBINED: dict[str, Any] = {
     "votes_and_probability": {
         "kind": "weighted_sum",

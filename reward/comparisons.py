@@ -110,7 +110,7 @@ def compare(
     """
     if not pairs:
         return []
-    questions = [question for pair in pairs for question in _both_orders(pair, template)]
+    questions = [question for pair in pairs for question in _both_orders(pair, template, config.chat)]
     read: Callable[[Reply], Verdict | None] = read_verdict_json if config.reply == "json" else read_verdict
     asked: list[Asked[Verdict] | None] = ask(
         name, config, questions, read, context, json_schema=VERDICT_SCHEMA, must_fit=must_fit
@@ -143,14 +143,14 @@ def shares_won(comparisons: Sequence[Comparison]) -> dict[str, float]:
     return {id: sum(shares) / len(shares) for id, shares in won.items()}
 
 
-def _both_orders(pair: Pair, template: str) -> tuple[Prompt, Prompt]:
+def _both_orders(pair: Pair, template: str, chat: bool | None) -> tuple[Prompt, Prompt]:
     in_order, swapped = (pair.first, pair.second), (pair.second, pair.first)
-    return _question(pair, template, *in_order), _question(pair, template, *swapped)
+    return _question(pair, template, *in_order, chat), _question(pair, template, *swapped, chat)
 
 
-def _question(pair: Pair, template: str, a: Competitor, b: Competitor) -> Prompt:
+def _question(pair: Pair, template: str, a: Competitor, b: Competitor, chat: bool | None) -> Prompt:
     text = fill(template, **pair.words, first=a.text, second=b.text)
-    return question_about(pair.prompt, f"{a.id}/against/{b.id}", text)
+    return question_about(pair.prompt, f"{a.id}/against/{b.id}", text, chat=chat)
 
 
 def _share_of_a(asked: Asked[Verdict] | None) -> float | None:

@@ -13,8 +13,8 @@ def fill(template: str, **words: str) -> str:
     return re.sub(rf"\{{({names})\}}", lambda match: words[match[1]], template)
 
 
-def question_about(prompt: Prompt, id: str, text: str) -> Prompt:
-    """A new prompt that asks `text`, as a chat where `prompt` is one; without its labels."""
-    chat = not isinstance(prompt.content, str)
-    content: str | tuple[Message, ...] = (Message(role="user", content=text),) if chat else text
+def question_about(prompt: Prompt, id: str, text: str, *, chat: bool | None = None) -> Prompt:
+    """A new prompt that asks `text`, as a chat or not, where that is None as `prompt` does; without its labels."""
+    as_chat = chat if chat is not None else not isinstance(prompt.content, str)
+    content: str | tuple[Message, ...] = (Message(role="user", content=text),) if as_chat else text
     return replace(prompt.without_labels(), id=id, content=content)

@@ -68,6 +68,16 @@ def test_the_end_is_that_of_the_adapter_that_was_kept() -> None:
     assert curve_of(result([0.4]), "reward/mean") == {}
 
 
+def test_what_was_lost_when_the_canary_first_reported() -> None:
+    run = result([0.4, 0.5, 0.5, 0.5, 0.2, 0.2, 0.2])
+    run["summary"]["guard"] = []
+    assert collapse.lost_when_noticed(run) is None
+    other = {"iteration": 4, "reason": "rollout/entropy is 0.1 (mean of 3), below 0.2"}
+    canary = {"iteration": 5, "reason": "0.2 of the canary's answers agree with references (mean of 3), down from 0.5"}
+    run["summary"]["guard"] = [other, canary]
+    assert collapse.lost_when_noticed(run) == pytest.approx(1 - 0.3 / 0.5)
+
+
 def test_a_result_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "RESULTS", tmp_path)
     cell = Cell("b", "c", cells.CONFIGS / "lab.yaml", ("seed=3",))

@@ -1,6 +1,7 @@
 """Rewards from configs, and what they may see."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from reward.config import (
 from reward.factory import make_reward
 from reward.types import RewardError
 from reward.verifiers import make_verifier
+from rollouts.types import Message, Prompt
 from tests.reward_fakes import NUMBER, ScriptedEngine, context, group, prompt, stats_of, values
 
 
@@ -62,6 +64,28 @@ def test_label_free_rewards_run_without_labels(config: RewardConfig) -> None:
     scores = reward.score([group("12", "13")], ctx)[0]
     assert all(score.value is not None for score in scores)
     assert all(json.dumps(score.evidence) for score in scores)
+
+
+@pytest.mark.parametrize("content", ["12?", (Message(role="user", content="12?"),)], ids=["text", "chat"])
+@pytest.mark.parametrize("chat", [None, True, False])
+@pytest.mark.parametrize("kind", ["judge", "pairwise_judge", "meta_judge", "reflection", "p_true"])
+def test_questions_are_put_as_a_chat_or_not(kind: str, chat: bool | None, content: Any) -> None:
+    adapter: TypeAdapter[RewardConfig] = TypeAdapter(RewardConfig)
+    replies = ["Grade: 5", "Grade: 4"]  # two competitors for the meta-judge
+    engine = ScriptedEngine(lambda question, sample: replies[sample % 2] if kind == "meta_judge" else "12")
+    asked: list[Prompt] = []
+
+    def likelihood(questions: Sequence[Prompt], continuations: Sequence[str], which: str) -> np.ndarray:
+        asked.extend(questions)
+        return np.zeros((len(questions), len(continuations)))
+
+    ctx = context(Prompt("p", "sums", content), engine=engine, likelihood=likelihood)
+    make_reward(adapter.validate_python({"kind": kind, "chat": chat})).score([group("12", "13")], ctx)
+    asked += engine.asked
+    as_chat = {not isinstance(question.content, str) for question in asked}
+    assert as_chat == {not isinstance(content, str) if chat is None else chat}
+    stages = {"reflection": ("/critique", "/revision"), "meta_judge": ("/judge", "/against/")}.get(kind, ())
+    assert all(any(stage in question.id for question in asked) for stage in stages)
 
 
 @pytest.mark.parametrize(("config", "need"), [(JudgeConfig(), "engine"), (SelfCertaintyConfig(), "token_stats")])

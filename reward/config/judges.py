@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from reward.config.section import RewardSection, check_template
+from reward.config.section import QuestionSection, RewardSection, check_template
 from reward.config.writers import PolicyWriterConfig, WriterConfig
 from rollouts.config import MAX_COMPLETIONS
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from reward.config import RewardConfig
 
 
-class AskingSection(RewardSection):
-    """What all rewards share that put questions to a model."""
+class AskingSection(QuestionSection):
+    """What all rewards share that read short replies."""
 
     by: WriterConfig = PolicyWriterConfig()
     """Who is asked."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from reward.config.judges import LengthControlledConfig
 from reward.config.penalties import LengthPenaltyConfig, RepetitionPenaltyConfig
-from reward.config.section import RewardSection, all_rewards, check_template
+from reward.config.section import QuestionSection, RewardSection, all_rewards, check_template
 from reward.config.tokens import TokenSignalSection
 from reward.config.writers import PolicyWriterConfig, WriterConfig
 from rollouts.config import MAX_COMPLETIONS
@@ -24,7 +24,7 @@ READS_TOKENS: tuple[type, ...] = (
 """Rewards that go by the tokens of a completion."""
 
 
-class ReflectionConfig(RewardSection):
+class ReflectionConfig(QuestionSection):
     """The model criticises an answer in words and answers again (Self-Refine, arXiv 2303.17651; Constitutional AI,
     2212.08073; Reflect, Retry, Reward, 2505.24726)."""
 

@@ -23,6 +23,14 @@ class RewardSection(Section):
         return False
 
 
+class QuestionSection(RewardSection):
+    """What all rewards share that put questions to a model."""
+
+    chat: bool | None = None
+    """Whether questions are put as chats: a model that was tuned on chats has nothing to say to bare text. None asks as
+    the task's prompts are written."""
+
+
 def all_rewards(reward: Any, key: str = "reward") -> Iterator[tuple[str, Any]]:
     """A reward and all that it is made of, each with the dotted key at which it stands in a config."""
     yield key, reward

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from reward.config.section import RewardSection, check_template
+from reward.config.section import QuestionSection, RewardSection, check_template
 
 Span = Literal["completion", "ending", "answer"]
 
@@ -58,7 +58,7 @@ class SequenceProbabilityConfig(TokenSignalSection):
         return self
 
 
-class PTrueConfig(RewardSection):
+class PTrueConfig(QuestionSection):
     """Probability of "yes" when asked whether the answer is right (P(True), arXiv 2207.05221, section 3)."""
 
     kind: Literal["p_true"] = "p_true"

@@ -162,7 +162,7 @@ class Reflector:
             answer=attempt.current.text.strip(),
             critique=attempt.steps[-1].critique.text.strip(),
         )
-        return question_about(prompt, f"{attempt.current.id}/revision/{attempt.number}", text)
+        return question_about(prompt, f"{attempt.current.id}/revision/{attempt.number}", text, chat=self._config.chat)
 
     def _as_answer(self, id: str, reply: Reply, original: Rollout, sampling: SamplingParams) -> Rollout:
         """A revision, as an answer to the original's prompt. Its log-probabilities are those of writing it with the
@@ -208,4 +208,4 @@ class Reflector:
 def critique_question(config: ReflectionConfig, prompt: Prompt, answer: Rollout) -> Prompt:
     """What is asked for critiques of an answer."""
     text = fill(config.critique_template, question=prompt.text, answer=answer.text.strip())
-    return question_about(prompt, f"{answer.id}/critique", text)
+    return question_about(prompt, f"{answer.id}/critique", text, chat=config.chat)

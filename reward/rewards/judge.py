@@ -56,7 +56,7 @@ class JudgeReward(BaseReward):
 
     def _question(self, rollout: Rollout, prompt: Prompt) -> Prompt:
         text = fill(self._config.template, question=prompt.text, answer=rollout.text.strip())
-        return question_about(prompt, f"{rollout.id}/judge", text)
+        return question_about(prompt, f"{rollout.id}/judge", text, chat=self._config.chat)
 
     def _read(self, reply: Reply) -> float | None:
         low, high = self._config.low, self._config.high

@@ -82,7 +82,7 @@ class MetaJudgeReward(BaseReward):
             for rollout, prompt in zip(rollouts, prompts, strict=True)
         ]
         questions = [
-            question_about(prompt, f"{rollout.id}/judge", fill(self._config.template, **own))
+            question_about(prompt, f"{rollout.id}/judge", fill(self._config.template, **own), chat=self._config.chat)
             for rollout, prompt, own in zip(rollouts, prompts, words, strict=True)
         ]
         schema = _judgement_schema(self._config)
@@ -110,6 +110,7 @@ class MetaJudgeReward(BaseReward):
         config = self._config
         asking = AskingSection(
             by=config.by,
+            chat=config.chat,
             samples=1,
             temperature=0.0,
             max_tokens=config.meta_max_tokens,

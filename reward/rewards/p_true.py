@@ -44,7 +44,7 @@ class PTrueReward(BaseReward):
 
     def _question(self, rollout: Rollout, prompt: Prompt) -> Prompt:
         text = fill(self._config.template, question=prompt.text, answer=rollout.text.strip())
-        return question_about(prompt, f"{rollout.id}/p_true", text)
+        return question_about(prompt, f"{rollout.id}/p_true", text, chat=self._config.chat)
 
     def _grade(self, yes: float, no: float) -> Score:
         if math.isnan(yes) or math.isnan(no):
