@@ -133,11 +133,11 @@ def row_over_seeds(name: str, by_seed: Mapping[int, float], unit: str = "share")
     return Row(name, mean, unit, low, high, len(by_seed), tuple(sorted(by_seed)))
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean over seeds, and Student's t 95% interval; the mean three times where there is one seed."""
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean over seeds, and Student's t 95% interval; None where there is one seed."""
     array = np.asarray(values, dtype=float)
     mean = float(array.mean())
     if len(array) < 2:
-        return mean, mean, mean
+        return mean, None, None
     half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
     return mean, mean - half, mean + half

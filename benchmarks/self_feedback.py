@@ -191,14 +191,14 @@ def _gain(result: dict[str, Any], method: str, key: str) -> float:
     return _stage(result, method, "after", key) - _stage(result, method, "before", key)
 
 
-def ratio_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
+def ratio_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float | None, float | None]:
     """Ratio of the means of paired values, and Fieller's 95% interval of it: the ratios r for which a t test does not
-    refuse that values − r · others is 0 on average. Infinite where the others' mean may itself be 0, and the ratio
-    three times for a single pair."""
+    refuse that values − r · others is 0 on average. Infinite where the others' mean may itself be 0, and None
+    for a single pair."""
     x, y = np.asarray(values, dtype=float), np.asarray(others, dtype=float)
     ratio = float(x.mean() / y.mean())
     if len(x) < 2:
-        return ratio, ratio, ratio
+        return ratio, None, None
     (xx, xy), (_, yy) = np.cov(x, y) * stats.t.ppf(0.975, len(x) - 1) ** 2 / len(x)
     a, b, c = y.mean() ** 2 - yy, x.mean() * y.mean() - xy, x.mean() ** 2 - xx  # a r² − 2 b r + c ≤ 0
     if a <= 0:
@@ -220,7 +220,7 @@ def plot(task: str, methods: Methods, path: Path) -> None:
             continue
         curves = [_validation(result) for result in cells.values()]
         iterations = sorted(set.intersection(*[set(curve) for curve in curves]))
-        bands = np.array([mean_interval([curve[i] for curve in curves]) for i in iterations]).T
+        bands = np.array([mean_interval([curve[i] for curve in curves]) for i in iterations], dtype=float).T
         style = "--" if method in LABELLED else "-"
         axes.plot(iterations, bands[0], style, color=COLOURS[method], label=f"{method} ({len(cells)} seeds)")
         if len(curves) > 1:

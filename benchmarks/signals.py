@@ -90,10 +90,7 @@ def main() -> None:
 def measure(names: list[str], prompts: int, *, again: bool) -> None:
     config = load_config(CONFIGS / "signals.yaml")
     tasks = build_stream(config).tasks
-    missing = {
-        task.name: [name for name in names if again or not _is_measured(_cell(task.name, name), prompts)]
-        for task in tasks
-    }
+    missing = {task.name: [name for name in names if again or not _is_measured(task, name, prompts)] for task in tasks}
     if not any(missing.values()):
         return
     everything = Demands(tokens=True, logprobs=True, policy=True, engine=True)
@@ -131,6 +128,7 @@ def _measure_task(
             **provenance(),
             "engine": models.engine.description,
             "rollouts": _digest(rollouts),
+            "config": signals()[name].model_dump(mode="json"),
             "report": found.as_json(),
         }
         cell.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
@@ -151,8 +149,13 @@ def _cell(task: str, signal: str) -> Path:
     return CELLS / f"{task}-{signal}.json"
 
 
-def _is_measured(cell: Path, prompts: int) -> bool:
-    return cell.exists() and json.loads(cell.read_text("utf-8"))["report"]["prompts"] == prompts
+def _is_measured(task: Task, name: str, prompts: int) -> bool:
+    """Whether there is a cell of this signal as it is set now."""
+    path = _cell(task.name, name)
+    if not path.exists():
+        return False
+    cell = json.loads(path.read_text("utf-8"))
+    return cell["report"]["prompts"] == prompts and cell["config"] == signals()[name].model_dump(mode="json")
 
 
 def _digest(rollouts: list[list[Rollout]]) -> str:
@@ -164,7 +167,7 @@ def report() -> None:
     cells = [json.loads(path.read_text("utf-8")) for path in sorted(CELLS.glob("*.json"))]
     adapter = TypeAdapter(SignalReport)
     reports = [adapter.validate_python(cell["report"]) for cell in cells]
-    _check_same_rollouts(cells)
+    _check_comparable(cells)
     rows: list[Row] = []
     for task in dict.fromkeys(found.task for found in reports):
         ordered = best_first([found for found in reports if found.task == task])
@@ -175,11 +178,14 @@ def report() -> None:
     print(f"written to {write_results('signals', rows, measured)}")
 
 
-def _check_same_rollouts(cells: list[dict[str, Any]]) -> None:
-    """Raises SystemExit where signals of one task were measured on different rollouts."""
+def _check_comparable(cells: list[dict[str, Any]]) -> None:
+    """Raises SystemExit where signals of one task were measured on different rollouts, or one with other settings than
+    those of now."""
     seen: dict[str, str] = {}
     for cell in cells:
         report = cell["report"]
+        if cell["config"] != signals()[report["name"]].model_dump(mode="json"):
+            raise SystemExit(f"{report['task']}: {report['name']} was measured with other settings: measure it anew")
         if seen.setdefault(report["task"], cell["rollouts"]) != cell["rollouts"]:
             raise SystemExit(
                 f"signals of {report['task']} were measured on different rollouts ({report['name']} among them): "
@@ -192,7 +198,8 @@ def _rows(found: SignalReport) -> list[Row]:
     rows = []
     for title, estimate in (("AUROC within groups", found.auroc_within_groups), ("AUROC", found.auroc)):
         if estimate is not None:
-            rows.append(Row(f"{name}, {title}", estimate.value, "share", estimate.low, estimate.high, found.prompts))
+            rows.append(Row(f"{name}, {title}", estimate.value, "share", estimate.low, estimate.high, estimate.n))
+    rows.append(Row(f"{name}, no opinion", found.no_opinion, "share"))
     rows.append(Row(f"{name}, generated", found.tokens_per_rollout, "tokens/rollout"))
     rows.append(Row(f"{name}, time", found.seconds_per_rollout, "s/rollout"))
     if found.unread is not None:

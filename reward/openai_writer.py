@@ -22,8 +22,10 @@ _LONGEST_PAUSE = 120.0
 """Seconds that the client waits at most before it tries again, where a busy endpoint says how long."""
 _BUSY = (408, 409, 429)
 """Besides 5xx, status codes of an endpoint that may answer later."""
-_REFUSED = ("content_filter", "invalid_prompt")
-"""Error codes of Azure and OpenAI for a question that the model will not see."""
+_REFUSED = re.compile(
+    r"(?i)content.?(?:filter|polic)|invalid_prompt|data.?inspection|moderation|flagged|safety|usage polic"
+)
+"""What endpoints say (OpenAI, Azure, Alibaba, gateways) where the model will not see a question."""
 _TOO_LONG = re.compile(r"(?i)context.{0,20}(?:length|size|window)|max_model_len|too long|too many tokens")
 
 
@@ -138,7 +140,7 @@ class OpenAIWriter:
             return _Silence("", failure=f"no connection to {config.base_url}: {error.__cause__ or error}")
         except openai.APIStatusError as error:
             return self._refused(error)
-        except (openai.APIError, ValueError) as error:  # ValueError: what says it is JSON is none
+        except (openai.APIError, ValueError, RecursionError) as error:  # the last two: what says it is JSON is none
             return _Silence("", failure=f"the endpoint's answer cannot be read: {self._words(error)}")
 
     async def _complete(
@@ -170,13 +172,14 @@ class OpenAIWriter:
         """What an HTTP error means for the question."""
         if error.status_code in _BUSY or error.status_code >= 500:
             return _Silence("", failure=f"the endpoint is busy or broken: {self._words(error)}")
-        if error.code in _REFUSED:
+        if error.status_code in (400, 403, 422) and _REFUSED.search(error.response.text):
             return Reply("", failure=f"refused: {self._words(error)}")
         if error.status_code in (400, 413) and _TOO_LONG.search(error.response.text):
             return None
+        key = self._config.api_key_env
+        suspects = "base_url and model" if key is None else f"base_url, model, and the key in {key}"
         raise RewardError(
-            f"{self._config.base_url} does not answer as {self._config.model!r}: {self._words(error)}; check base_url, "
-            f"model, and the key in {self._config.api_key_env}"
+            f"{self._config.base_url} does not answer as {self._config.model!r}: {self._words(error)}; check {suspects}"
         ) from error
 
     def _note(self, replies: Sequence[Reply | None]) -> None:
@@ -234,9 +237,9 @@ def _read(completion: Any) -> Reply:
     try:
         choice = completion.choices[0]
         text, refusal, finish = choice.message.content or "", choice.message.refusal, choice.finish_reason
-        tokens = 0 if completion.usage is None else int(completion.usage.completion_tokens or 0)
+        tokens = 0 if completion.usage is None else max(0, int(completion.usage.completion_tokens or 0))
         text = valid_unicode(text)
-    except (AttributeError, IndexError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
         return _Silence("", failure=f"the endpoint's answer is no chat completion: {clip(str(completion))}")
     if refusal or (finish == "content_filter" and not text):
         return Reply("", tokens=tokens, failure=f"refused: {refusal or 'by the content filter of the endpoint'}")

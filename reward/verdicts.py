@@ -47,7 +47,7 @@ def read_verdict(reply: Reply) -> Verdict | None:
     """
     text = re.sub(r'[*`"_]', "", reply.text).strip()
     if reply.truncated:
-        text = re.sub(r"\w+\Z", "", text)
+        text = re.sub(r"(?<!\w)\w+\Z", "", text)
     clauses = [" ".join(clause.split()) for clause in _CLAUSE_END.split(text)]
     finished = clauses[:-1] if reply.truncated else clauses
     bare = {match[1] for clause in finished if (match := _BARE.fullmatch(clause))}

@@ -32,8 +32,8 @@ class GuardState:
     """By canary prompt: the answer that the policy voted for when the task began."""
     shares: list[Halves] = field(default_factory=list)
     """The last canary measurements, oldest first."""
-    best: float | None = None
-    """Share of right answers over the best window so far, of whose last adapter is `best_iteration`."""
+    best: tuple[float, ...] = ()
+    """By prompt, shares of right answers over the best window so far, which ended with `best_iteration`."""
     highest: tuple[float, float] = (0.0, 0.0)
     """The same of each half alone."""
     peaks: Halves = ((), ())
@@ -75,6 +75,8 @@ class Guard:
     def __init__(self, config: GuardConfig, state: GuardState) -> None:
         self._config = config
         self.state = state
+        self.has_just_begun = False
+        """Whether nothing was observed since `begin`."""
 
     def follows(self, task: str) -> bool:
         """Whether what it remembers is about this task, under the settings of now."""
@@ -82,6 +84,7 @@ class Guard:
 
     def begin(self, task: str, iteration: int, *, iterations: int = 1) -> None:
         """A task of so many `iterations` begins after `iteration`: how earlier ones looked says nothing about it."""
+        self.has_just_begun = True
         every = self._config.canary.every if self._config.canary is not None else 1
         self.state = GuardState(
             task=task,
@@ -94,13 +97,13 @@ class Guard:
     @property
     def has_canary(self) -> bool:
         """Whether a canary decides which adapter is the best: there is one, and it has something to say."""
-        return self._config.canary is not None and self.state.best is not None
+        return self._config.canary is not None and len(self.state.best) > 0
 
     def take_baseline(self, shares: Halves) -> None:
         """What the canary says before anything was learned: it stands for a whole window."""
         assert self._config.canary is not None
         self.state.shares = [shares] * self._config.canary.window
-        self.state.best = float(np.mean(shares))
+        self.state.best = tuple(np.mean(shares, axis=0).tolist())
         self.state.highest = (float(np.mean(shares[0])), float(np.mean(shares[1])))
         self.state.peaks = shares
 
@@ -116,11 +119,12 @@ class Guard:
         Returns:
             What is newly in trouble: nothing twice until it has recovered, and at most one verdict that rolls back.
         """
-        verdicts = [self._watch(watch, metrics) for watch in self._config.watch]
-        if self.has_canary:
-            if self._config.canary is not None and canary is not None:
-                verdicts.append(self._follow(self._config.canary, iteration, canary))
-        elif self._is_sound():
+        self.has_just_begun = False
+        verdicts: list[Verdict | None] = []
+        if self.has_canary and self._config.canary is not None and canary is not None:
+            verdicts.append(self._follow(self._config.canary, iteration, canary))  # first: it may find a better adapter
+        verdicts += [self._watch(watch, metrics) for watch in self._config.watch]
+        if not self.has_canary and self._is_sound():
             self.state.best_iteration = max(iteration - self.memory, self.state.best_iteration or 0)
         return self._with_one_way_back([verdict for verdict in verdicts if verdict is not None])
 
@@ -150,7 +154,7 @@ class Guard:
         if len(self.state.shares) < canary.window:
             return None
         window = np.mean(self.state.shares, axis=0)
-        self._choose(iteration, shares, window)
+        self._choose(iteration, shares, window, canary.better_by)
         peak, now = np.mean(self.state.peaks, axis=0), window.mean(axis=0)
         drop = peak - now
         is_trouble = drop.mean() > canary.max_drop * peak.mean() and self._is_beyond_chance(drop, canary)
@@ -163,16 +167,20 @@ class Guard:
         )
         return Verdict(canary.then, reason, self.state.best_iteration)
 
-    def _choose(self, iteration: int, last: Halves, window: np.ndarray) -> None:
-        """Remember the adapter and the peaks where they are the best so far.
+    def _choose(self, iteration: int, last: Halves, window: np.ndarray, better_by: float) -> None:
+        """Remember the adapter and the peaks where they are the best so far. Where a later adapter is not clearly
+        better the earlier one stays, like the simpler model of the one-standard-error rule (Breiman et al. 1984,
+        section 3.4.3).
 
         Args:
             window: (2, prompts), mean of the last measurements.
         """
-        assert self.state.best is not None
-        is_last_as_good = np.mean(last) >= window.mean()  # it is the last of the window whose adapter is kept
-        if window.mean() > self.state.best and is_last_as_good:
-            self.state.best, self.state.best_iteration = float(window.mean()), iteration
+        now = window.mean(axis=0)
+        gain = now - np.asarray(self.state.best)
+        margin = better_by * gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+        is_last_as_good = np.mean(last) >= now.mean() - 1e-12  # it is the last of the window whose adapter is kept
+        if gain.mean() > margin and is_last_as_good:
+            self.state.best, self.state.best_iteration = tuple(now.tolist()), iteration
         highest, peaks = list(self.state.highest), list(self.state.peaks)
         for half, other in ((0, 1), (1, 0)):
             if window[half].mean() > highest[half]:
@@ -180,11 +188,11 @@ class Guard:
         self.state.highest, self.state.peaks = (highest[0], highest[1]), (peaks[0], peaks[1])
 
     def _is_beyond_chance(self, drop: np.ndarray, canary: CanaryConfig) -> bool:
-        """Whether the mean of (prompts,) paired differences is above 0 by a one-sided t test, whose level allows for
-        the task's looks: Bonferroni's over the windows that do not overlap."""
-        if np.ptp(drop) < 1e-12:
-            return bool(drop.mean() > 1e-12)
+        """Whether the mean of (prompts,) paired differences is above 0 by a one-sided t test, or a sign test where all
+        are the same, whose level allows for the task's looks: Bonferroni's over the windows that do not overlap."""
         level = canary.false_alarms * min(1.0, canary.window / self.state.looks)
+        if np.ptp(drop) < 1e-12:
+            return bool(drop.mean() > 1e-12 and 0.5 ** len(drop) < level)
         return bool(stats.ttest_1samp(drop, 0.0, alternative="greater").pvalue < level)
 
     def _is_news(self, key: str, is_trouble: bool) -> bool:

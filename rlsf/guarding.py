@@ -43,16 +43,18 @@ def guard(run: "Run", task: "Task", iteration: int, metrics: Mapping[str, float]
     found = {} if shares is None else {"guard/canary": float(np.mean(shares))}
     _point_out_unknown(run, {**metrics, **found})
     verdicts = run.guard.observe(iteration, {**metrics, **found}, shares)
-    if not run.guard.has_canary or run.guard.state.best_iteration == iteration:
-        _keep_adapter(run, iteration)
+    if run.guard.has_canary and run.guard.state.best_iteration == iteration:
+        _keep_adapter(run, iteration)  # before acting: a watch may go back to it at once
     for verdict in verdicts:
         _act(run, iteration, verdict)
+    if not run.guard.has_canary:
+        _keep_adapter(run, iteration)  # after acting: what was just gone back from is nothing to go back to
     return found | {"guard/rollbacks": float(run.guard.state.rollbacks)}
 
 
 def _point_out_unknown(run: "Run", metrics: Mapping[str, float]) -> None:
-    """In the first iteration: metrics that are watched and not there. Some come later, so this is no error."""
-    if run.state.iteration > 1:
+    """In the first iteration that it watches: metrics that are not there. Some come later, so this is no error."""
+    if not run.guard.has_just_begun:
         return
     for watch in run.config.guard.watch:
         if watch.metric not in metrics:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlsf.errors import ConfigError
-from rlsf.evaluation.association import auroc, auroc_within_groups
+from rlsf.evaluation.association import auroc, auroc_within_groups, auroc_within_groups_estimate
 from rlsf.evaluation.evaluate import Outcome
 from rlsf.evaluation.statistics import pass_at_k, wilson
 from rlsf.scoring import score_rollouts
@@ -57,6 +57,9 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
         [grader.is_correct(rollout, prompt) for rollout in group]
         for prompt, group in zip(canary, rollouts, strict=True)
     ]
+    within = auroc_within_groups_estimate(
+        truth, values, [prompt.id for prompt in canary], seed=run.seed("preflight-interval", task.name)
+    )
     outcomes = [
         Outcome(prompt.id, tuple(grader.answers(group)), tuple(right), None, 0, 0)
         for prompt, group, right in zip(canary, rollouts, truth, strict=True)
@@ -75,26 +78,36 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
         "truncated": float(np.mean([rollout.truncated for group in rollouts for rollout in group])),
         "auroc": auroc(truth, values),
         "auroc_within_groups": auroc_within_groups(truth, values),
+        "auroc_within_groups_interval": None if within is None else asdict(within),
     }
-    report["warnings"] = _warnings(report, n, config.min_auroc)
-    if config.strict and report["warnings"]:
-        raise ConfigError("preflight: " + "; ".join(report["warnings"]) + " (preflight.strict is set)")
+    mute = _ignorance(report, n, config.min_auroc)
+    if config.strict and mute is not None:
+        raise ConfigError(f"preflight: {mute} (preflight.strict is set)")
+    report["warnings"] = [*([] if mute is None else [mute]), *_warnings(report, n)]
     return report
 
 
-def _warnings(report: dict[str, Any], n: int, min_auroc: float) -> list[str]:
-    name, warnings = report["task"], []
+def _ignorance(report: dict[str, Any], n: int, min_auroc: float) -> str | None:
+    """Why the signal has nothing to teach here; None where it has."""
+    name = report["task"]
     # Single completions make no groups: a critic's baseline then compares prompts with each other.
     decisive, where = (report["auroc"], "") if n == 1 else (report["auroc_within_groups"], "within groups, ")
-    if decisive is None and n > 1:
-        warnings.append(
-            f"{name}: no group holds both right and wrong answers with a score; these prompts teach nothing"
-        )
-    elif decisive is not None and decisive < min_auroc:
-        warnings.append(
-            f"{name}: {where}a right answer outranks a wrong one with probability {decisive:.2f} only "
-            f"(preflight.min_auroc is {min_auroc}); training on it will not help: choose another reward or task"
-        )
+    if decisive is None:
+        unknown = f"{name}: no group holds both right and wrong answers with a score; these prompts teach nothing"
+        return unknown if n > 1 else None
+    if decisive >= min_auroc:
+        return None
+    interval = None if n == 1 else report["auroc_within_groups_interval"]
+    seen = "" if interval is None else " [{low:.2f}, {high:.2f}], {n} prompts,".format(**interval)
+    return (
+        f"{name}: {where}a right answer outranks a wrong one with probability {decisive:.2f}{seen} only "
+        f"(preflight.min_auroc is {min_auroc}); training on it will not help: choose another reward or task"
+    )
+
+
+def _warnings(report: dict[str, Any], n: int) -> list[str]:
+    """What else stands in the way of learning."""
+    name, warnings = report["task"], []
     if report["truncated"] > 0.25:
         warnings.append(
             f"{name}: {report['truncated']:.0%} of the completions are cut off at max_tokens and have no answer; raise "

@@ -26,19 +26,20 @@ def result(curve: list[float] = [], *, final: int = 0, **stages: float) -> dict[
 
 
 def test_the_interval_of_a_ratio_is_fiellers() -> None:
-    assert self_feedback.ratio_interval([0.3], [0.2]) == pytest.approx((1.5, 1.5, 1.5))
+    assert self_feedback.ratio_interval([0.3], [0.2]) == (pytest.approx(1.5), None, None)  # one seed shows no spread
     ratio, low, high = self_feedback.ratio_interval([0.1, 0.12, 0.11], [0.2, 0.24, 0.22])
     assert (ratio, low, high) == pytest.approx((0.5, 0.5, 0.5))  # always the half
     assert self_feedback.ratio_interval([0.1, 0.2], [0.1, -0.05])[1:] == (-float("inf"), float("inf"))
     rng = np.random.default_rng(0)
     pairs = 0.1 + 0.01 * rng.normal(size=(1000, 2, 5))
-    covered = [low <= 1 <= high for _, low, high in (self_feedback.ratio_interval(x, y) for x, y in pairs)]
+    intervals = [self_feedback.ratio_interval(x, y)[1:] for x, y in pairs]
+    covered = [low is not None and high is not None and low <= 1 <= high for low, high in intervals]
     assert 0.93 < np.mean(covered) < 0.97
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
     assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2, 2 - 2.484, 2 + 2.484), abs=1e-3)
-    assert mean_interval([1.0]) == (1, 1, 1)
+    assert mean_interval([1.0]) == (1, None, None)
 
 
 def test_a_gain_is_measured_from_where_the_loop_began() -> None:

@@ -5,7 +5,7 @@ import pytest
 from rlsf.config.schema import TaskConfig
 from rlsf.evaluation.evaluate import Change, Evaluation, Outcome, evaluate
 from rlsf.evaluation.grading import Grader
-from rlsf.preflight import _warnings as warnings_of
+from rlsf.preflight import _ignorance, _warnings
 from rollouts.types import Prompt, Rollout, SamplingParams
 
 SAMPLING = SamplingParams(max_tokens=4, n=8, temperature=0.7)
@@ -92,7 +92,8 @@ def test_evaluate_samples_and_decodes_greedily():
 
 
 def report(**changes):
-    figures = {"task": "sums", "auroc_within_groups": 0.9, "truncated": 0.0, "pass@1": 0.3, "pass@8": 0.6, **changes}
+    figures = {"task": "sums", "auroc_within_groups": 0.9, "truncated": 0.0, "pass@1": 0.3, "pass@8": 0.6}
+    figures |= {"auroc_within_groups_interval": {"low": 0.41, "high": 0.62, "n": 12}} | changes
     return {name: {"value": v} if name.startswith("pass@") else v for name, v in figures.items()}
 
 
@@ -100,14 +101,22 @@ def report(**changes):
     ("changes", "expected"),
     [
         ({}, None),
-        ({"auroc_within_groups": 0.5}, "will not help"),
+        ({"auroc_within_groups": 0.5}, "0.50 [0.41, 0.62], 12 prompts, only"),
         ({"auroc_within_groups": None}, "teach nothing"),
-        ({"truncated": 0.5}, "max_tokens"),
-        ({"pass@1": 0.99, "pass@8": 1.0}, "solves it already"),
     ],
 )
-def test_preflight_warns_of_what_cannot_teach(changes, expected):
-    warnings = warnings_of(report(**changes), 8, min_auroc=0.55)
+def test_preflight_says_where_a_signal_knows_nothing(changes, expected):
+    found = _ignorance(report(**changes), 8, min_auroc=0.55)
+    assert (found is None) == (expected is None)
+    assert found is None or expected in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, None), ({"truncated": 0.5}, "max_tokens"), ({"pass@1": 0.99, "pass@8": 1.0}, "solves it already")],
+)
+def test_preflight_warns_of_what_else_is_in_the_way(changes, expected):
+    warnings = _warnings(report(**changes), 8)
     assert len(warnings) == (expected is not None)
     assert expected is None or expected in warnings[0]
 
@@ -115,5 +124,4 @@ def test_preflight_warns_of_what_cannot_teach(changes, expected):
 @pytest.mark.parametrize(("auroc", "warned"), [(0.9, False), (0.5, True), (None, False)])
 def test_preflight_of_single_completions_compares_prompts(auroc, warned):
     """PPO may draw one completion per prompt: no group then holds a right and a wrong one."""
-    warnings = warnings_of(report(auroc_within_groups=None, auroc=auroc), 1, min_auroc=0.55)
-    assert bool(warnings) == warned
+    assert bool(_ignorance(report(auroc_within_groups=None, auroc=auroc), 1, min_auroc=0.55)) == warned

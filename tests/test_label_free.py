@@ -30,6 +30,28 @@ REWARDS = {
     "labels": "{kind: verifier}",
     "words": "{kind: reflection, critiques: 2, critique_tokens: 4, learn: [critique], measure: {kind: majority}}",
 }
+ASKS = "samples: 2, max_tokens: 4, retries: 0"
+REWARDS["combined"] = (
+    "{kind: weighted_sum, components: {"
+    f"j: {{reward: {{kind: judge, {ASKS}}}}}, "
+    "pair: {reward: {kind: pairwise_judge, opponents: 1, max_tokens: 4, retries: 0}}, "
+    f"meta: {{reward: {{kind: meta_judge, {ASKS}}}}}, "
+    "r: {reward: {kind: rules, rules: [{kind: expression, name: near, holds: answer < 60}]}}, "
+    "g: {reward: {kind: gate, condition: {kind: length_penalty, max_tokens: 4}, "
+    "reward: {kind: minimum, components: {q: {reward: {kind: sequence_probability, pay: probability}}, "
+    "m: {reward: {kind: majority}}}}}}, "
+    "l: {reward: {kind: length_controlled, reward: {kind: semantic_entropy}}}, "
+    "f: {reward: {kind: function, path: $folder/mine.py:mine}}}}"
+)
+"""Every other reward that is label-free, in one."""
+REWARDS["revised"] = (
+    "{kind: reflection, critiques: 2, critique_tokens: 4, learn: [critique, revision], measure: {kind: majority}}"
+)
+MINE = """
+def mine(completions, **columns):
+    assert "reference" not in columns, columns
+    return [len(completion) / 10 for completion in completions]
+"""
 ALGORITHMS = {"grpo": "{kind: grpo, kl_coef: 0.05}", "dpo": "{kind: dpo}"}
 
 
@@ -50,12 +72,13 @@ def learn(folder: Path, kind: str, reward: str, algorithm: str) -> Path:
     folder.mkdir()
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(kind)))
     column = "null" if kind == "none" else "reference"
-    changes = (f"reward={REWARDS[reward]}", f"algorithm={ALGORITHMS[algorithm]}")
+    (folder / "mine.py").write_text(MINE)
+    changes = (f"reward={REWARDS[reward].replace('$folder', str(folder))}", f"algorithm={ALGORITHMS[algorithm]}")
     return run_lab(folder, RUN.replace("$column", column), *changes)
 
 
 def learned(run: Path) -> tuple[Any, bytes, list[Any]]:
-    """Every reward with its pairs' order and evidence, the final weights, and what the guard did."""
+    """Every reward with its pairs' order and evidence, the revisions to imitate, the final weights, and the metrics."""
     with ReplayStore.open_read_only(run / "replay") as store:
         rewards = [
             (
@@ -65,13 +88,23 @@ def learned(run: Path) -> tuple[Any, bytes, list[Any]]:
             )
             for group in store.groups()
         ]
+    targets = run / "targets.jsonl"
+    rewards += [json.loads(line) for line in targets.read_text().splitlines()] if targets.exists() else []
     weights = (run / "checkpoints" / "iter_000002" / "policy" / "default" / "adapter_model.safetensors").read_bytes()
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return rewards, weights, [{k: v for k, v in row.items() if not k.startswith("validation/")} for row in metrics]
 
 
 @pytest.mark.parametrize(
-    ("reward", "algorithm"), [("votes", "grpo"), ("votes", "dpo"), ("tokens", "grpo"), ("words", "grpo")]
+    ("reward", "algorithm"),
+    [
+        ("votes", "grpo"),
+        ("votes", "dpo"),
+        ("tokens", "grpo"),
+        ("words", "grpo"),
+        ("combined", "grpo"),
+        ("revised", "dpo"),
+    ],
 )
 def test_poisoned_or_missing_references_change_no_reward_no_pair_and_no_weight(
     tmp_path: Path, reward: str, algorithm: str

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from reward.base import BaseReward, Groups
+from reward.config import ProductConfig
 from reward.rewards.combination import Component, MinimumReward, ProductReward, WeightedSumReward, weight_at
 from reward.rewards.gate import GateReward
 from reward.types import RewardContext, RewardError, Score
@@ -137,9 +139,21 @@ def test_an_error_in_a_component_says_which() -> None:
 
 
 def test_product_and_minimum_need_every_opinion() -> None:
-    parts = {"a": Component(Fixed([1, 2, None, -3])), "b": Component(Fixed([10, 0.5, 1, 2]))}
-    assert values(ProductReward(parts).score([GROUP_OF_4], context(prompt()))) == [[10, 1, None, -6]]
-    assert values(MinimumReward(parts).score([GROUP_OF_4], context(prompt()))) == [[1, 0.5, None, -3]]
+    parts = {"a": Component(Fixed([1, 2, None, 3])), "b": Component(Fixed([10, 0.5, 1, -2]))}
+    assert values(MinimumReward(parts).score([GROUP_OF_4], context(prompt()))) == [[1, 0.5, None, -2]]
+    parts["b"] = Component(Fixed([10, 0.5, 1, 0]))
+    assert values(ProductReward(parts).score([GROUP_OF_4], context(prompt()))) == [[10, 1, None, 0]]
+
+
+def test_two_bad_components_make_no_good_product() -> None:
+    parts = {"a": Component(Fixed([1, 2, -1, 3])), "b": Component(Fixed([1, 2, -1, 3]))}
+    with pytest.raises(RewardError, match="component 'a' of a product is -1"):
+        ProductReward(parts).score([GROUP_OF_4], context(prompt()))
+    with pytest.raises(ValidationError, match=r"components.a.normalize: .*weighted_sum"):
+        ProductConfig.model_validate({"components": {"a": {"normalize": "group", "reward": {"kind": "majority"}}}})
+    rules = {"kind": "rules", "rules": [{"name": "r", "kind": "words", "words": ["damn"]}]}
+    with pytest.raises(ValidationError, match=r"components.a: rules is never above 0"):
+        ProductConfig.model_validate({"components": {"a": {"reward": rules}}})
 
 
 def test_a_gate_shuts_out_what_no_reward_can_outweigh() -> None:
@@ -148,6 +162,8 @@ def test_a_gate_shuts_out_what_no_reward_can_outweigh() -> None:
     assert [s.value for s in scores] == [5, -1, None, None]
     assert [s.evidence["open"] for s in scores] == [True, False, None, True]
     assert scores[1].components == {"condition": -1, "reward": 1e6}
+    lower = GateReward(Fixed([0, -1, 0, -1]), Fixed([-2.5, -9, -0.5, 3]))
+    assert values(lower.score([GROUP_OF_4], context(prompt()))) == [[-2.5, -2.5, -0.5, -2.5]]  # closed is -1: too much
     silent = GateReward(Fixed([-1, -1, 0, 0]), Fixed([1, 1, 1, 1]), closed=None)
     assert values(silent.score([GROUP_OF_4], context(prompt()))) == [[None, None, 1, 1]]
 

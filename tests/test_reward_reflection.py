@@ -442,8 +442,8 @@ def test_a_writer_that_miscounts_is_named() -> None:
 def test_a_group_without_answers_asks_nothing() -> None:
     record = Record()
     [scores] = reflection().score([group("none", "")], record.context(engine=answering(lambda *_: "1", "hm")))
-    assert values([scores]) == [[0.0, 0.0]]
-    assert not record.counts
+    assert values([scores]) == [[None, None]], "where answers stand may be set wrong: that is no zero"
+    assert record.counts == {"unanswered": 2}
 
 
 # -- what can be learned -----------------------------------------------------------------------------------------------
@@ -527,7 +527,7 @@ def test_with_feedback_only_other_answers_are_left_alone(tmp_path: Path) -> None
     assert values([scores]) == [[0.0, None, 0.0]]
     assert [parts_of(question)[0] for question in engine.asked] == ["R"], "12 has no comment: it is what 7 came to"
     assert scores[1].evidence["reflections"] == [{"note": "nobody has a comment on it"}]
-    assert record.counts == {"commented": 1, "asked": 1, "failed": 0, "tokens": len("12")}
+    assert record.counts == {"commented": 1, "asked": 1, "failed": 0, "tokens": len("12"), "unanswered": 1}
 
 
 def test_a_batch_that_the_file_says_nothing_about_shows_in_the_counts(tmp_path: Path) -> None:

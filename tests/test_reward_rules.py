@@ -375,6 +375,23 @@ def test_a_completion_that_was_cut_off_is_incomplete_and_has_no_answer() -> None
     assert whole.value == 0 and cut.components == {"complete": -1, "answer": -1}
 
 
+def test_the_stop_string_is_no_part_of_what_rules_see() -> None:
+    rules = [
+        {"name": "p", "kind": "pattern", "require": r"^-?[0-9]+$"},
+        {"name": "w", "kind": "words", "words": ["end"]},
+        {"name": "e", "kind": "expression", "holds": "len(text) == 2"},
+    ]
+    reward = make_reward(RulesConfig.model_validate({"rules": rules}))
+    stopped = replace(rollout("12END"), sampling=SamplingParams(stop=("END",)))
+    unstopped = replace(rollout("12 END of it", index=1), sampling=SamplingParams(stop=("END",)))
+    assert [score.value for score in reward.score([[stopped, unstopped]], context(prompt()))[0]] == [0, -3]
+
+
+def test_a_word_in_which_nothing_is_seen_is_refused() -> None:
+    with pytest.raises(RewardError, match=r"the word '\\u200b' has nothing in it"):
+        WordFinder(["bad", "\u200b"])
+
+
 def test_the_stop_string_is_no_part_of_the_format() -> None:
     rules = [{"name": shape, "kind": "format", "shape": shape} for shape in ("json", "nonempty")]
     reward = make_reward(RulesConfig.model_validate({"rules": rules}))

@@ -48,10 +48,26 @@ class WeightedSumConfig(RewardSection):
 
 
 class ProductConfig(RewardSection):
-    """Π component: all must be good. No opinion where one of them has none."""
+    """Π component: all must be good. No opinion where one of them has none. Components must not be negative, since the
+    product of two that are bad would be good: the run stops at such a value."""
 
     kind: Literal["product"] = "product"
     components: dict[ComponentName, Component] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "ProductConfig":
+        for name, component in self.components.items():
+            if component.normalize != "none":
+                raise ValueError(
+                    f"components.{name}.normalize: what lies below the mean becomes negative, and the product of two "
+                    "such components would be good; leave it out, or take a weighted_sum"
+                )
+            if component.reward.is_penalty:
+                raise ValueError(
+                    f"components.{name}: {component.reward.kind} is never above 0, and the product of two penalties "
+                    "would be good; take a weighted_sum, or make it the condition of a gate"
+                )
+        return self
 
     def parts(self) -> Mapping[str, RewardSection]:
         return _parts(self.components)
@@ -76,8 +92,8 @@ class GateConfig(RewardSection):
     keep it shut where any is broken."""
     threshold: float = 0.0
     closed: float | None = -1.0
-    """What a rollout before a closed gate earns; null is no opinion. A condition without an opinion closes the gate
-    with no opinion."""
+    """What a rollout before a closed gate earns, or the lowest reward that the open gate pays in its group where that
+    is lower; null is no opinion. A condition without an opinion closes the gate with no opinion."""
     reward: "RewardConfig"
     """Paid where the gate is open. It scores whole groups, those before a closed gate among them."""
 

@@ -13,6 +13,7 @@ class LengthPenaltyConfig(RewardSection):
     """Minus the share by which a completion exceeds a length; closes the way of winning by writing more."""
 
     may_be_probability = False
+    is_penalty = True
     kind: Literal["length_penalty"] = "length_penalty"
     free_tokens: int = Field(0, ge=0)
     """Tokens that cost nothing."""
@@ -30,6 +31,7 @@ class RepetitionPenaltyConfig(RewardSection):
     """Minus the share of n-grams that a completion has said before (arXiv 2502.03373, section 4.5 and appendix C.2)."""
 
     may_be_probability = False
+    is_penalty = True
     kind: Literal["repetition_penalty"] = "repetition_penalty"
     ngram: int = Field(3, ge=1)
     """Length of the n-grams."""
@@ -43,6 +45,7 @@ class LanguagePenaltyConfig(RewardSection):
     (DeepSeek-R1's language consistency, arXiv 2501.12948, section 2.3.2)."""
 
     may_be_probability = False
+    is_penalty = True
     kind: Literal["language_penalty"] = "language_penalty"
     scripts: tuple[str, ...] = Field(("LATIN",), min_length=1)
     """Scripts as Unicode names its letters (LATIN, CYRILLIC, CJK, HIRAGANA, ARABIC, DEVANAGARI, ...), in any case."""

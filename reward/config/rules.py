@@ -104,6 +104,7 @@ class RulesConfig(RewardSection):
     """Minus the penalties of the rules that a completion breaks. For a hard gate, make it a `gate`'s condition."""
 
     may_be_probability = False
+    is_penalty = True
     kind: Literal["rules"] = "rules"
     rules: tuple[RuleConfig, ...] = Field(min_length=1, max_length=1000)
     """Each has a name of its own."""

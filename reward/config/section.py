@@ -13,6 +13,9 @@ class RewardSection(Section):
     """Whether a value in [0, 1] may be taken for the probability of being right. Not so where the values lie there by
     chance alone: logarithms of shares, penalties."""
 
+    is_penalty: ClassVar[bool] = False
+    """Whether no value is ever above 0."""
+
     def parts(self) -> Mapping[str, "RewardSection"]:
         """The rewards inside this one, by the dotted key at which each stands."""
         return {}

@@ -125,11 +125,21 @@ class WeightedSumReward(CombinedReward):
 
 
 class ProductReward(CombinedReward):
-    """Π component; no opinion where one of them has none."""
+    """Π component; no opinion where one of them has none.
+
+    Raises:
+        RewardError: a component is negative.
+    """
 
     name = "product"
 
     def _combine(self, values: Mapping[str, float | None], iteration: int) -> float | None:
+        for name, value in values.items():
+            if value is not None and value < 0:
+                raise RewardError(
+                    f"component {name!r} of a product is {value:g}: the product of two negative components would be "
+                    "good; take a component that stays at 0 or above, or a weighted_sum or minimum instead"
+                )
         known = _known(list(values.values()))
         return math.prod(known) if len(known) == len(values) else None
 

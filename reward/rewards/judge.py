@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from reward.asking import Asked, ask, clip, find_json_object, needs_of
@@ -17,9 +18,12 @@ TOO_LONG = Score(None, {}, {"note": "no judgement: with this answer the question
 _NUMBER = r"((?<![\w.,/-])-?[0-9]+(?:\.[0-9]+)?(?![\w/]|[.,][0-9]))"
 _CALLED = re.compile(
     rf"(?i)\b(?:(?:grade|score|rating)\b(?: (?:is|of|would be))?|(?:say|give|rate|assign|award)s?"
-    rf"(?: (?:it|this|that|the|an?|proposed|answer|grade|score|rating|of|as))*)[ :=]*{_NUMBER}"
+    rf"(?: (?:it|this|that|the|an?|proposed|answer|grade|score|rating|of|as)){{0,12}})[ :=]{{0,9}}{_NUMBER}"
+    r"(?! (?:is|was|seems|looks|would|might|may)\b)"
 )
-"""A number that is called a grade, or given as one."""
+"""A number that is called a grade, or given as one, and not spoken about ("Grade 1 is too harsh")."""
+_LABELLED = re.compile(rf"(?i)\b(?:grade|score|rating)\b {{0,9}}[:=] {{0,9}}{_NUMBER}")
+"""A grade as a form would state it; of several numbers that are called grades, these count."""
 _OPENS = re.compile(rf"[\W_]*{_NUMBER}[ \"')\]]*(?:\Z|\n|[.!](?:\Z|\n)|[-–—:;(]|,(?!\s*[0-9])|(?:points?|stars?)\b)")
 """A number that opens the reply, and is neither one of several nor the number of a sentence."""
 _ECHO = "\ue000"
@@ -62,6 +66,7 @@ class JudgeReward(BaseReward):
         low, high = self._config.low, self._config.high
         if self._config.reply == "json":
             return parse_json_grade(reply.text, low, high)
+        reply = before_next_case(reply, self._config.template)
         return parse_grade(reply.text, low, high, truncated=reply.truncated)
 
     def _grade(self, asked: Asked[float]) -> Score:
@@ -79,16 +84,31 @@ class JudgeReward(BaseReward):
         return Score(value, {self.name: value}, evidence)
 
 
-def parse_grade(text: str, low: float, high: float, *, truncated: bool = False) -> float | None:
-    """The grade in a judge's reply: the last number that it calls its grade, score or rating, or says that it gives;
-    else the one behind an echo of the scale ("From 1 to 5: 4"), or one that opens the reply ("4", "4, because"). Echoes
-    of the scale are put aside: "1 to 5", "from 1 (wrong) to 5 (right)", "between 1 and 5", "/5", "out of 5".
+def before_next_case(reply: Reply, template: str) -> Reply:
+    """What was said before the model went on to a case of its own making: a line that begins as the template does."""
+    opening = template[: template.find("{")].split("\n")[0].strip()
+    if len(opening) < 3:
+        return reply
+    own, *invented = re.split(rf"\n[ \t]{{0,9}}{re.escape(opening)}", reply.text, maxsplit=1)
+    return replace(reply, text=own, truncated=False) if invented else reply
 
-    None where there is no such number (other numbers may be the answer itself, or count reasons), where it lies outside
-    [low, high], or where it is the last thing before the reply was cut off, so that digits may be missing.
+
+def parse_grade(text: str, low: float, high: float, *, truncated: bool = False) -> float | None:
+    """The grade in a judge's reply: the last number that it writes as one ("Grade: 4"); else the one that it calls its
+    grade, score or rating, or says that it gives; else the one behind an echo of the scale ("From 1 to 5: 4"), or one
+    that opens the reply ("4", "4, because"). Echoes of the scale are put aside: "1 to 5", "from 1 (wrong) to 5
+    (right)", "between 1 and 5", "/5", "out of 5".
+
+    None where there is no such number (other numbers may be the answer itself, or count reasons), where several are
+    called its grade and none is written as one, where it lies outside [low, high], or where it is the last thing
+    before the reply was cut off, so that digits may be missing.
     """
-    text = _without_scale(re.sub(r"[^\S\n]+", " ", text.replace("−", "-").replace("*", "")), low, high)
-    found = [m for m in _CALLED.finditer(text) if not _NO_GRADE.search(text[max(0, m.start() - 60) : m.start()])]
+    text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text.replace("−", "-").replace("*", "")))
+    text = _without_scale(text, low, high)
+    written = _given(_LABELLED, text)
+    found = written or _given(_CALLED, text)
+    if not written and len({float(match[1]) for match in found}) > 1:
+        return None
     before, echo, after = text.rpartition(_ECHO)
     if found:
         number, end = found[-1][1], found[-1].end(1)
@@ -101,6 +121,10 @@ def parse_grade(text: str, low: float, high: float, *, truncated: bool = False) 
     if truncated and end == len(text):
         return None
     return float(number) if low <= float(number) <= high else None
+
+
+def _given(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
+    return [m for m in pattern.finditer(text) if not _NO_GRADE.search(text[max(0, m.start() - 60) : m.start()])]
 
 
 def _without_scale(text: str, low: float, high: float) -> str:

@@ -12,7 +12,7 @@ from reward.comparisons import Comparison, Competitor, Pair, compare, shares_won
 from reward.config import AskingSection, MetaJudgeConfig
 from reward.distinct import score_distinct
 from reward.rewards.combination import counting_as
-from reward.rewards.judge import TOO_LONG, grade_schema, parse_grade, parse_json_grade
+from reward.rewards.judge import TOO_LONG, before_next_case, grade_schema, parse_grade, parse_json_grade
 from reward.templates import fill, question_about
 from reward.types import Lesson, Reply, RewardContext, Score
 from rollouts.types import Prompt, Rollout
@@ -96,6 +96,7 @@ class MetaJudgeReward(BaseReward):
         low, high = self._config.low, self._config.high
         if self._config.reply == "json":
             return parse_json_grade(reply.text, low, high)
+        reply = before_next_case(reply, self._config.template)
         text = reply.text
         if _GRADE.search(self._config.template):  # numbers of the reasoning before it are none
             _, *graded = _GRADE.split(text)

@@ -7,6 +7,7 @@ from typing import Any
 from reward.asking import needs_of
 from reward.base import BaseReward, Groups
 from reward.config import ReflectionConfig
+from reward.distinct import SILENT
 from reward.equivalence import group_answers
 from reward.feedback import read_feedback
 from reward.reflection.attempts import Attempt, Reflector
@@ -32,8 +33,9 @@ class ReflectionReward(BaseReward):
     their revisions as one group, so that both vote, with each revision as an answer to the original's prompt. A
     revision that was cut off, states no answer or never came is left out; where none is left there is no opinion.
 
-    A completion without an answer has nothing that could survive. Without a measure it is not asked about and earns 0;
-    with one it is reflected on like any other, since to find an answer is a gain, and its survival is 0.
+    A completion without an answer has nothing that could survive. Without a measure it is not asked about and earns 0,
+    and where nobody in the group has an answer there is no opinion; with one it is reflected on like any other, since
+    to find an answer is a gain, and its survival is 0.
     """
 
     name = "reflection"
@@ -60,7 +62,14 @@ class ReflectionReward(BaseReward):
         for case in cases:
             for lesson in lessons(case, self._config, context):
                 context.teach(lesson)
-        return [[self._score_one(case, rollout) for rollout in case.group] for case in cases]
+        return [self._score_group(case, context) for case in cases]
+
+    def _score_group(self, case: Case, context: RewardContext) -> list[Score]:
+        scores = [self._score_one(case, rollout) for rollout in case.group]
+        unasked = sum(score is UNASKED for score in scores)
+        if unasked:
+            context.count("unanswered", unasked)
+        return scores if unasked < len(scores) else [Score(None, {}, {"note": SILENT})] * unasked
 
     def _reflect(self, groups: Groups, context: RewardContext) -> list[dict[Content, list[Attempt]]]:
         """The attempts at each distinct completion of each group."""

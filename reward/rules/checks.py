@@ -59,14 +59,15 @@ def _pattern(rule: PatternRule) -> Check:
     pattern = regex.compile(source)
 
     def check(rollout: Rollout, context: RewardContext) -> Breach | None:
+        text = _said(rollout)
         try:
-            match = pattern.search(rollout.text, timeout=TIME_LIMIT)
+            match = pattern.search(text, timeout=TIME_LIMIT)
         except TimeoutError:  # a breach either way: otherwise such completions would pay
             context.count("timed_out", 1)
             return Breach(f"{source!r} took longer than {TIME_LIMIT:g} s")
         if rule.require is not None:
             return None if match else Breach(f"{source!r} is nowhere in it")
-        return None if match is None else Breach(f"{source!r} is in it", (excerpt(rollout.text, *match.span()),))
+        return None if match is None else Breach(f"{source!r} is in it", (excerpt(text, *match.span()),))
 
     return check
 
@@ -75,7 +76,8 @@ def _words(rule: WordsRule) -> Check:
     finder = WordFinder([*rule.words, *(() if rule.file is None else read_words(rule.file))])
 
     def check(rollout: Rollout, context: RewardContext) -> Breach | None:
-        found = _excerpts(rollout.text, finder.find(rollout.text))
+        text = _said(rollout)
+        found = _excerpts(text, finder.find(text))
         return Breach("words that must not occur", found) if found else None
 
     return check
@@ -106,7 +108,7 @@ def _variables(rollout: Rollout, context: RewardContext) -> dict[str, Value]:
     numbers = (number_of(written) for written in numbers_in(question))
     return {
         "answer": answer if number is None else number,
-        "text": rollout.text,
+        "text": _said(rollout),
         "question": question,
         "numbers": tuple(number for number in numbers if number is not None),
         "tokens": Fraction(len(rollout.completion_ids)),
@@ -128,10 +130,11 @@ def _shown(value: Value) -> str:
 def _detectors(rule: DetectorRule) -> Check:
     def check(rollout: Rollout, context: RewardContext) -> Breach | None:
         asked = _all_words(prompt_of(rollout, context))
+        text = _said(rollout)
         found: list[dict[str, Any]] = []
         for kind in rule.forbid:
-            new = (span for span in detect(kind, rollout.text) if not stands_in(rollout.text[slice(*span)], asked))
-            found += [{"kind": kind, **place} for place in _excerpts(rollout.text, new)]
+            new = (span for span in detect(kind, text) if not stands_in(text[slice(*span)], asked))
+            found += [{"kind": kind, **place} for place in _excerpts(text, new)]
         kinds = dict.fromkeys(place["kind"] for place in found)
         return Breach(", ".join(kinds), tuple(found[:MOST_SHOWN])) if found else None
 

@@ -22,10 +22,17 @@ class WordFinder:
     Case does not matter, nor how a letter is encoded (composed or not, full width, a ligature, a mathematical alphabet:
     Unicode's compatibility decomposition), nor invisible characters, nor the kind and amount of white space in a
     phrase. Accents do: cafe is not café. In scripts without spaces between words, a word is found inside longer ones.
+
+    Raises:
+        RewardError: a word consists of white space and invisible characters.
     """
 
     def __init__(self, words: Iterable[str]) -> None:
-        self._words = {_fold(word)[0].strip() for word in words} - {""}
+        folded = {word: _fold(word)[0].strip() for word in words}
+        lost = [word for word in folded if not folded[word]]
+        if lost:
+            raise RewardError(f"the word {lost[0]!a} has nothing in it that can be seen: take it out of the list")
+        self._words = set(folded.values())
         lengths: dict[str, set[int]] = defaultdict(set)
         for word in self._words:
             lengths[word[0]].add(len(word))

@@ -64,6 +64,9 @@ class CanaryConfig(Section):
     """For `votes`: prompts whose winner has a smaller share are left out."""
     window: int = Field(3, ge=1)
     """The mean over so many measurements is compared with the best such mean."""
+    better_by: float = Field(1.0, ge=0)
+    """A later adapter becomes the best where it is better by more than so many standard errors of the difference,
+    paired over the prompts. With 0 the best of many takes over by luck as well."""
     max_drop: float = Field(0.05, gt=0, lt=1)
     """A fall below the best by more than this share of it is trouble, if it is also beyond chance."""
     false_alarms: float = Field(0.1, gt=0, lt=1)

@@ -385,7 +385,7 @@ class PreflightConfig(Section):
     min_auroc: float = Field(0.55, ge=0, le=1)
     """Warn below this."""
     strict: bool = False
-    """Refuse to run instead of warning."""
+    """Where it knows nothing, refuse to run instead of warning."""
 
 
 class WandbConfig(Section):
