@@ -40,15 +40,16 @@ from rollouts.types import Prompt, Rollout
 CELLS = RESULTS / "signals"
 
 ASKING: dict[str, Any] = {
-    "p_true_chat": {"kind": "p_true", "chat": True},
     "judge": {"kind": "judge", "chat": True, "samples": 4, "max_tokens": 8},
     "judge_json": {"kind": "judge", "chat": True, "samples": 4, "max_tokens": 16, "reply": "json"},
     "pairwise_judge": {"kind": "pairwise_judge", "chat": True, "opponents": 2, "max_tokens": 8},
     "meta_judge": {"kind": "meta_judge", "chat": True, "samples": 2, "max_tokens": 32},
     "reflection": {"kind": "reflection", "chat": True, "critique_tokens": 48},
 }
-"""Signals that put questions, as chats: to bare text the model mostly replies nothing."""
-COMBINED: dict[str, Any] = {
+"""Signals that generate, measured on the first task alone: each takes several minutes. They ask in chats, since to bare
+text the model mostly replies nothing."""
+OTHERS: dict[str, Any] = {
+    "p_true_chat": {"kind": "p_true", "chat": True},
     "votes_and_probability": {
         "kind": "weighted_sum",
         "components": {
@@ -58,12 +59,12 @@ COMBINED: dict[str, Any] = {
     },
     "rules": {"kind": "rules", "rules": [{"name": "bare", "kind": "pattern", "require": "^-?[0-9]+$"}]},
 }
-"""What other rewards make of each other, and a rule on the form."""
+"""Another way to ask, what two rewards make of each other, and a rule on the form."""
 
 
 def signals() -> Mapping[str, RewardConfig]:
     adapter: TypeAdapter[RewardConfig] = TypeAdapter(RewardConfig)
-    others = {name: adapter.validate_python(config) for name, config in {**COMBINED, **ASKING}.items()}
+    others = {name: adapter.validate_python(config) for name, config in {**OTHERS, **ASKING}.items()}
     return {**DEFAULT_SIGNALS, **others}
 
 
@@ -90,7 +91,14 @@ def main() -> None:
 def measure(names: list[str], prompts: int, *, again: bool) -> None:
     config = load_config(CONFIGS / "signals.yaml")
     tasks = build_stream(config).tasks
-    missing = {task.name: [name for name in names if again or not _is_measured(task, name, prompts)] for task in tasks}
+    missing = {
+        task.name: [
+            name
+            for name in names
+            if (task is tasks[0] or name not in ASKING) and (again or not _is_measured(task, name, prompts))
+        ]
+        for task in tasks
+    }
     if not any(missing.values()):
         return
     everything = Demands(tokens=True, logprobs=True, policy=True, engine=True)

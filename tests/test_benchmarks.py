@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cells, collapse, self_feedback
+from benchmarks import cells, collapse, self_feedback, signals
 from benchmarks.cells import Cell, check_settings, curve_of, mean_interval
 from rlsf.config.load import load_config
 
@@ -88,6 +88,24 @@ def test_a_result_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pyte
     check_settings(cell)
     with pytest.raises(SystemExit, match=r"measured with other settings \(loop\)"):
         check_settings(Cell("b", "c", cell.config, ("seed=3", "loop.prompts=8")))
+
+
+def test_signals_of_other_rollouts_or_settings_are_not_shown_beside_each_other() -> None:
+    def measured(name: str, rollouts: str = "a", **changes: Any) -> dict[str, Any]:
+        config = signals.signals()[name].model_dump(mode="json") | changes
+        return {"config": config, "rollouts": rollouts, "report": {"task": "sums", "name": name}}
+
+    signals._check_comparable([measured("majority"), measured("judge")])
+    with pytest.raises(SystemExit, match="different rollouts"):
+        signals._check_comparable([measured("majority"), measured("judge", "b")])
+    with pytest.raises(SystemExit, match="judge was measured with other settings"):
+        signals._check_comparable([measured("majority"), measured("judge", chat=None)])
+
+
+def test_the_measured_signals_are_those_of_now() -> None:
+    cells = [json.loads(path.read_text("utf-8")) for path in sorted(signals.CELLS.glob("*.json"))]
+    signals._check_comparable(cells)
+    assert len(cells) >= 3 * 10
 
 
 def test_every_cell_has_a_valid_config() -> None:

@@ -50,8 +50,9 @@ class LengthFit:
 
 class LengthControlledReward(BaseReward):
     """`residual`: value − slope · (length − mean length), with the line fitted to everything scored so far, this batch
-    included; lengths are tokens of the completion. The result stands on the inner reward's scale and no longer
-    correlates with length. (AlpacaEval's length control, arXiv 2404.04475, does so with a logistic fit of win rates.)
+    included; lengths are tokens of the completion. The result stands on the inner reward's scale and, over all of that,
+    no longer correlates with length; within a batch or a group it still may. (AlpacaEval's length control, arXiv
+    2404.04475, does so with a logistic fit of win rates.)
 
     `tier`: rewards of at least (1 − tier) · best + tier · worst of the group count as equally good, as in arXiv
     2407.19594, section 2.1, which then picks the shortest. Here length takes the place of the reward among them: the
