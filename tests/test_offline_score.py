@@ -258,7 +258,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "language_penalty": {},
     "length_controlled": {"reward": {"kind": "majority"}},
     "weighted_sum": {"components": {"a": {"reward": {"kind": "length_penalty"}}}},
-    "product": {"components": {"a": {"reward": {"kind": "sequence_probability"}}}},
+    "product": {"components": {"a": {"reward": {"kind": "sequence_probability", "pay": "probability"}}}},
     "minimum": {"components": {"a": {"reward": {"kind": "self_certainty"}}}},
     "gate": {"condition": {"kind": "length_penalty"}, "reward": {"kind": "majority"}},
 }

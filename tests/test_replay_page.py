@@ -426,7 +426,7 @@ def test_composed_rewards_explain_each_part_under_its_name_with_its_score(why):
         "condition": {"kind": "length_penalty", "free_tokens": 9, "max_tokens": 10},
         "reward": inner,
     }
-    first, second, *_ = why({"kind": "product", "components": {"outer": {"reward": gate}}})
+    first, second, *_ = why({"kind": "minimum", "components": {"outer": {"reward": gate}}})
     headings = [heading.words for heading in first.all("h4")]
     assert headings == ["outer -1", "condition -1", "reward 1", "votes 1"]
     assert "the gate is shut" in first.words and "the gate is open" in second.words
