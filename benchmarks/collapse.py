@@ -2,11 +2,12 @@
 
     python -m benchmarks.collapse            # what is not measured yet, 5 seeds
 
-Sums of the lab model. `unguarded` trains on and ends with its last adapter; `labels` has a canary of 32 labelled
-prompts, which also chooses the final adapter; `votes` one of what the model itself voted for before the loop, without
-any label, and ends with its last adapter. Held-out accuracy is measured after every iteration on the same 300
-prompts, none of them in a canary. The peak is the unguarded run's best moving average over 3 iterations; a fall is
-measured from where the other seeds have theirs.
+Sums of the lab model. `majority` and `self_certainty` are trained on for 40 iterations, faster than is good; `verifier`
+as is usual, to see what the guard costs a run that goes well. `unguarded` trains on and ends with its last adapter;
+`labels` has a canary of 32 labelled prompts, which also chooses the final adapter; `votes` one of what the model itself
+voted for before the loop, without any label, and ends with its last adapter. Held-out accuracy is measured after every
+iteration on the same 300 prompts, none of them in a canary. The peak is the unguarded run's best moving average over 3
+iterations; a fall is measured from where the other seeds have theirs.
 """
 
 import argparse
@@ -22,20 +23,22 @@ from benchmarks.self_feedback import TASKS
 from rlsf.figures import save_figure
 
 FIGURE = ROOT / "docs" / "figures" / "collapse.svg"
-LONG = (
+WATCHED = (
     *TASKS["sum"],
-    "loop.iterations=40",
-    "algorithm.learning_rate=1.0e-3",
-    "algorithm.kl_coef=0",
     "tasks.0.split.validation=428",
     "evaluation={every: 1, samples: 4, final_samples: 8, prompts: 300}",
 )
-GUARDS = {
+LONG = ("loop.iterations=40", "algorithm.learning_rate=1.0e-3", "algorithm.kl_coef=0")
+GUARDS: dict[str, tuple[str, ...]] = {
     "unguarded": (),
     "labels": ("guard={canary: {truth: references, prompts: 32, samples: 16}}", "evaluation.select=canary"),
     "votes": ("guard={canary: {truth: votes, prompts: 128}}",),
 }
-SIGNALS = {"majority": "{kind: majority}", "self_certainty": "{kind: self_certainty}"}
+SIGNALS: dict[str, tuple[str, ...]] = {
+    "majority": (*LONG, "reward={kind: majority}"),
+    "self_certainty": (*LONG, "reward={kind: self_certainty}"),
+    "verifier": ("reward={kind: verifier}",),
+}
 
 
 def cells(signals: Sequence[str], guards: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
@@ -44,7 +47,7 @@ def cells(signals: Sequence[str], guards: Sequence[str], seeds: Sequence[int]) -
             "collapse",
             f"{signal}-{guard}-seed{seed}",
             CONFIGS / "lab.yaml",
-            (*LONG, *GUARDS[guard], f"reward={SIGNALS[signal]}", f"seed={seed}"),
+            (*WATCHED, *SIGNALS[signal], *GUARDS[guard], f"seed={seed}"),
         )
         for seed in seeds
         for signal in signals
