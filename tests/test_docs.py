@@ -42,3 +42,9 @@ def test_configs_in_the_documentation_are_valid(fragment: str) -> None:
 def test_links_in_the_documentation_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "rewards").glob("*.md")), ids=lambda page: page.stem)
+def test_every_family_of_rewards_says_what_it_gave(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert "\n## Measured\n" in text and "<!--" not in text
