@@ -106,8 +106,8 @@ def _rows(signal: str, results: Results) -> list[Row]:
         rows.append(_row(f"{signal}, {guard}: end", ends))
         rows.append(_row(f"{signal}, {guard}: below the peak (of the other seeds)", falls))
         rows.append(_row(f"{signal}, {guard}: share of the peak kept", kept, "ratio"))
-        noticed = {seed: lost_when_noticed(result) for seed, result in by_seed.items()}
-        rows.append(_row(f"{signal}, {guard}: lost when the guard first acted", _known(noticed)))
+        noticed = {seed: lost for seed, result in by_seed.items() if (lost := lost_when_noticed(result)) is not None}
+        rows.append(_row(f"{signal}, {guard}: lost when the guard first acted", noticed))
     return [row for row in rows if row.n]
 
 
@@ -156,10 +156,6 @@ def lost_when_noticed(result: dict[str, Any]) -> float | None:
         return None
     averages = _moving_average(held_out(result))[: acted[0] + 1]
     return float(1 - averages[-1] / averages.max())
-
-
-def _known(by_seed: dict[int, float | None]) -> dict[int, float]:
-    return {seed: value for seed, value in by_seed.items() if value is not None}
 
 
 def _row(name: str, by_seed: dict[int, float], unit: str = "share") -> Row:

@@ -136,7 +136,7 @@ def _measure_task(
             **provenance(),
             "engine": models.engine.description,
             "rollouts": _digest(rollouts),
-            "config": signals()[name].model_dump(mode="json"),
+            "config": _settings(name),
             "report": found.as_json(),
         }
         cell.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
@@ -163,7 +163,11 @@ def _is_measured(task: Task, name: str, prompts: int) -> bool:
     if not path.exists():
         return False
     cell = json.loads(path.read_text("utf-8"))
-    return cell["report"]["prompts"] == prompts and cell["config"] == signals()[name].model_dump(mode="json")
+    return cell["report"]["prompts"] == prompts and cell["config"] == _settings(name)
+
+
+def _settings(name: str) -> dict[str, Any]:
+    return signals()[name].model_dump(mode="json")
 
 
 def _digest(rollouts: list[list[Rollout]]) -> str:
@@ -192,7 +196,7 @@ def _check_comparable(cells: list[dict[str, Any]]) -> None:
     seen: dict[str, str] = {}
     for cell in cells:
         report = cell["report"]
-        if cell["config"] != signals()[report["name"]].model_dump(mode="json"):
+        if cell["config"] != _settings(report["name"]):
             raise SystemExit(f"{report['task']}: {report['name']} was measured with other settings: measure it anew")
         if seen.setdefault(report["task"], cell["rollouts"]) != cell["rollouts"]:
             raise SystemExit(

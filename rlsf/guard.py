@@ -155,6 +155,7 @@ class Guard:
             return None
         window = np.mean(self.state.shares, axis=0)
         self._choose(iteration, shares, window, canary.better_by)
+        self._raise_peaks(window)
         peak, now = np.mean(self.state.peaks, axis=0), window.mean(axis=0)
         drop = peak - now
         is_trouble = drop.mean() > canary.max_drop * peak.mean() and self._is_beyond_chance(drop, canary)
@@ -168,9 +169,8 @@ class Guard:
         return Verdict(canary.then, reason, self.state.best_iteration)
 
     def _choose(self, iteration: int, last: Halves, window: np.ndarray, better_by: float) -> None:
-        """Remember the adapter and the peaks where they are the best so far. Where a later adapter is not clearly
-        better the earlier one stays, like the simpler model of the one-standard-error rule (Breiman et al. 1984,
-        section 3.4.3).
+        """Remember the adapter where it is the best so far. One that is not clearly better than an earlier one does not
+        take over, like the larger model of the one-standard-error rule (Breiman et al. 1984, section 3.4.3).
 
         Args:
             window: (2, prompts), mean of the last measurements.
@@ -181,6 +181,9 @@ class Guard:
         is_last_as_good = np.mean(last) >= now.mean() - 1e-12  # it is the last of the window whose adapter is kept
         if gain.mean() > margin and is_last_as_good:
             self.state.best, self.state.best_iteration = tuple(now.tolist()), iteration
+
+    def _raise_peaks(self, window: np.ndarray) -> None:
+        """Where a half of the (2, prompts) window is higher than ever, what the other half says of it is its peak."""
         highest, peaks = list(self.state.highest), list(self.state.peaks)
         for half, other in ((0, 1), (1, 0)):
             if window[half].mean() > highest[half]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlsf.errors import ConfigError
-from rlsf.evaluation.association import auroc, auroc_within_groups, auroc_within_groups_estimate
+from rlsf.evaluation.association import auroc, auroc_within_groups_estimate
 from rlsf.evaluation.evaluate import Outcome
 from rlsf.evaluation.statistics import pass_at_k, wilson
 from rlsf.scoring import score_rollouts
@@ -77,7 +77,7 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
         f"pass@{n}": asdict(wilson([pass_at_k(n, sum(right), n) for right in truth])),
         "truncated": float(np.mean([rollout.truncated for group in rollouts for rollout in group])),
         "auroc": auroc(truth, values),
-        "auroc_within_groups": auroc_within_groups(truth, values),
+        "auroc_within_groups": None if within is None else within.value,
         "auroc_within_groups_interval": None if within is None else asdict(within),
     }
     mute = _ignorance(report, n, config.min_auroc)
