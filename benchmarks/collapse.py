@@ -76,7 +76,7 @@ def report() -> None:
     found = {signal: _found(signal) for signal in SIGNALS}
     for signal, results in found.items():
         rows += _rows(signal, results)
-    plot(found)
+    plot({signal: results for signal, results in found.items() if any(results.values())})
     print_rows(rows, "Held-out pass@1 of long runs")
     summaries = [r["summary"] for results in found.values() for by_seed in results.values() for r in by_seed.values()]
     measured = merged([{key: summary[key] for key in ("versions", "commit", "machine")} for summary in summaries])
