@@ -39,6 +39,8 @@ JUDGED = {
 }
 OTHER = "semantic_entropy"
 """The label-free signal besides `majority` that taught the lab model most, on both tasks: it is tried on SmolLM2."""
+FEW = 3
+"""Seeds below which an interval over them says little, so that those over prompts stand beside it."""
 TASKS = {
     "gcd": (),
     "sum": (
@@ -177,6 +179,8 @@ def _gains(task: str, method: str, cells: dict[int, dict[str, Any]], verifier: d
             f"{task}: {method}, change of greedy", {s: _gain(r, method, "greedy") for s, r in cells.items()}
         ),
     ]
+    if len(cells) < FEW:
+        rows += [_of_one_seed(task, method, seed, result) for seed, result in sorted(cells.items())]
     both = sorted(gains.keys() & verifier.keys())
     if method != "verifier" and both:
         labels = {seed: _gain(verifier[seed], "verifier", "pass@1") for seed in both}
@@ -187,14 +191,21 @@ def _gains(task: str, method: str, cells: dict[int, dict[str, Any]], verifier: d
     return rows
 
 
+def _of_one_seed(task: str, method: str, seed: int, result: dict[str, Any]) -> Row:
+    """A paired bootstrap over the held-out prompts."""
+    change = _task(result)["change"]["pass@1"]
+    name = f"{task}: {method}, change of pass@1, seed {seed}"
+    return Row(name, change["value"], "share", change["low"], change["high"], change["n"], (seed,))
+
+
 def _gain(result: dict[str, Any], method: str, key: str) -> float:
     return _stage(result, method, "after", key) - _stage(result, method, "before", key)
 
 
 def ratio_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float | None, float | None]:
     """Ratio of the means of paired values, and Fieller's 95% interval of it: the ratios r for which a t test does not
-    refuse that values − r · others is 0 on average. Infinite where the others' mean may itself be 0, and None
-    for a single pair."""
+    refuse that values − r · others is 0 on average. None for a single pair, and where the others' mean may itself be 0,
+    so that the ratio has no bounds."""
     x, y = np.asarray(values, dtype=float), np.asarray(others, dtype=float)
     ratio = float(x.mean() / y.mean())
     if len(x) < 2:
@@ -202,7 +213,7 @@ def ratio_interval(values: Sequence[float], others: Sequence[float]) -> tuple[fl
     (xx, xy), (_, yy) = np.cov(x, y) * stats.t.ppf(0.975, len(x) - 1) ** 2 / len(x)
     a, b, c = y.mean() ** 2 - yy, x.mean() * y.mean() - xy, x.mean() ** 2 - xx  # a r² − 2 b r + c ≤ 0
     if a <= 0:
-        return ratio, -float("inf"), float("inf")
+        return ratio, None, None
     half = float(np.sqrt(max(b**2 - a * c, 0.0)) / a)
     return ratio, float(b / a) - half, float(b / a) + half
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -158,12 +158,13 @@ def _cell(task: str, signal: str) -> Path:
 
 
 def _is_measured(task: Task, name: str, prompts: int) -> bool:
-    """Whether there is a cell of this signal as it is set now."""
+    """Whether there is a cell of this signal as it is set now, with every figure that there is now."""
     path = _cell(task.name, name)
     if not path.exists():
         return False
     cell = json.loads(path.read_text("utf-8"))
-    return cell["report"]["prompts"] == prompts and cell["config"] == _settings(name)
+    has_every_figure = cell["report"].keys() == {field.name for field in fields(SignalReport)}
+    return cell["report"]["prompts"] == prompts and cell["config"] == _settings(name) and has_every_figure
 
 
 def _settings(name: str) -> dict[str, Any]:
@@ -208,7 +209,11 @@ def _check_comparable(cells: list[dict[str, Any]]) -> None:
 def _rows(found: SignalReport) -> list[Row]:
     name = f"{found.task}: {found.name}"
     rows = []
-    for title, estimate in (("AUROC within groups", found.auroc_within_groups), ("AUROC", found.auroc)):
+    for title, estimate in (
+        ("AUROC within groups", found.auroc_within_groups),
+        ("AUROC among those that answer", found.auroc_within_answered),
+        ("AUROC", found.auroc),
+    ):
         if estimate is not None:
             rows.append(Row(f"{name}, {title}", estimate.value, "share", estimate.low, estimate.high, estimate.n))
     rows.append(Row(f"{name}, no opinion", found.no_opinion, "share"))

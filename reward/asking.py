@@ -89,11 +89,11 @@ def ask(
         name: of the reward, for messages and seeds.
         read: what a reply says; None where it cannot be read. Replies that did not come are not shown to it.
         json_schema: of the object that is asked for where `config.reply` is json.
-        must_fit: whether it is an error that no question fits before training has begun. Later on, and for questions
-            about what a model said, it is what the model said that is too long.
+        must_fit: whether `context.none_fits` is told where no question fits. Not of questions about what a model said:
+            there it is what the model said that is too long.
 
     Raises:
-        RewardError: from the writer; or a reply cannot be read and `config.unreadable` is stop.
+        RewardError: from the writer or `context.none_fits`; or a reply cannot be read and `config.unreadable` is stop.
     """
     schema = json_schema if config.reply == "json" else None
     if schema is not None:
@@ -107,9 +107,9 @@ def ask(
             seed = _seed(name, attempt, context)
             try:
                 asked = writer.ask([case.question for case in due], sampling, seed=seed, json_schema=schema)
-            except NoQuestionFitsError:
-                if must_fit and context.iteration == 0:
-                    raise
+            except NoQuestionFitsError as error:
+                if must_fit:
+                    context.none_fits(error)
                 asked = [None] * len(due)
             _check(name, asked, len(due), n)
             for case, replies in zip(due, asked, strict=True):

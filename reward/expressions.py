@@ -15,7 +15,7 @@ def same_expression(reference: str, answer: str) -> Verdict:
     """Whether `answer`, LaTeX or plain, is right where `reference` is: what is not refused is math-verify's to say.
 
     Raises:
-        RewardError: the math-verify process does not start, or dies.
+        RewardError: the math-verify process does not start.
     """
     note = refusal(reference, answer)
     if note is not None:

@@ -16,10 +16,11 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from reward.types import RewardError
 
+_WORKER = Path(__file__).with_name("math_worker.py")
 _START_SECONDS = 120.0  # importing sympy on a busy machine
 
 
@@ -46,45 +47,58 @@ class MathProcess:
         self._pending = b""
 
     def compare(self, reference: str, answer: str) -> Verdict:
-        """Whether math-verify takes the two for equal. A comparison that runs out of time counts as unequal,
-        with a note.
+        """Whether math-verify takes the two for equal. A comparison that runs out of time, or of which the child dies
+        (of memory, say), counts as unequal, with a note.
 
         Raises:
-            RewardError: the child does not start, or dies.
+            RewardError: the child does not start.
         """
         with self._lock:
-            process = self._running()
-            assert process.stdin is not None
-            try:
-                process.stdin.write(json.dumps({"reference": reference, "answer": answer}).encode() + b"\n")
-                process.stdin.flush()
-                reply = self._read(process, self._timeout)
-            except BrokenPipeError:
-                self._died(process)
-            if reply is None:
-                self._stop()
-                return Verdict(False, None, f"no verdict within {self._timeout:g} s")
-        return Verdict(**reply)
+            for _ in range(2):  # the child may have been killed while it had nothing to do
+                try:
+                    reply = self._ask({"reference": reference, "answer": answer})
+                except (BrokenPipeError, EOFError):
+                    status = self._stop()
+                    continue
+                if reply is None:
+                    self._stop()
+                    return Verdict(False, None, f"no verdict within {self._timeout:g} s")
+                return Verdict(**reply)
+            return Verdict(False, None, f"math-verify's process ended over it, with status {status}")
 
     def close(self) -> None:
         """End the child. Safe to call twice; the next comparison starts a new one."""
         with self._lock:
             self._stop()
 
+    def _ask(self, request: dict[str, str]) -> dict[str, Any] | None:
+        """The child's reply; None when the time is up. Raises BrokenPipeError or EOFError where the child is gone."""
+        process = self._running()
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()
+        return self._read(process, self._timeout)
+
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             # -P: the script's own folder must not come first on the path, where types.py would hide the standard one.
-            command = [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py"))]
+            command = [sys.executable, "-P", str(_WORKER)]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
-            if self._read(self._process, _START_SECONDS) is None:
+            try:
+                is_ready = self._read(self._process, _START_SECONDS) is not None
+            except EOFError:
+                raise RewardError(
+                    f"the math-verify process ended with status {self._stop()}; try `python -c 'import math_verify'`"
+                ) from None
+            if not is_ready:
                 self._stop()
                 raise RewardError(f"math-verify did not start within {_START_SECONDS:g} s")
         return self._process
 
     def _read(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any] | None:
-        """The next line from the child; None when the time is up."""
+        """The next line from the child; None when the time is up. Raises EOFError where the child is gone."""
         assert process.stdout is not None
         deadline = time.monotonic() + seconds
         while b"\n" not in self._pending:
@@ -93,22 +107,19 @@ class MathProcess:
                 return None
             chunk = os.read(process.stdout.fileno(), 65536)
             if not chunk:
-                self._died(process)
+                raise EOFError
             self._pending += chunk
         line, _, self._pending = self._pending.partition(b"\n")
         return json.loads(line)
 
-    def _died(self, process: subprocess.Popen[bytes]) -> NoReturn:
-        self._stop()
-        raise RewardError(
-            f"the math-verify process ended with status {process.returncode}; try `python -c 'import math_verify'`"
-        )
-
-    def _stop(self) -> None:
+    def _stop(self) -> int | None:
+        """The child's exit status; None where there was no child."""
         process, self._process, self._pending = self._process, None, b""
-        if process is not None:
-            process.kill()
-            process.communicate()
+        if process is None:
+            return None
+        process.kill()
+        process.communicate()
+        return process.returncode
 
 
 @cache

@@ -109,6 +109,11 @@ def _ignore_lesson(lesson: Lesson) -> None:
     pass
 
 
+def raise_error(error: RewardError) -> None:
+    """A `RewardContext.none_fits` for which it is an error."""
+    raise error
+
+
 @dataclass(frozen=True)
 class RewardContext:
     """What a reward may use. The caller fills in only what the reward declares in `needs`; the rest is None."""
@@ -142,6 +147,9 @@ class RewardContext:
     averaged."""
     teach: Callable[[Lesson], None] = _ignore_lesson
     """Hands over something to learn from besides the scores."""
+    none_fits: Callable[[NoQuestionFitsError], object] = raise_error
+    """Told where not one of the questions that a reward puts to a model fits its context. Where this returns, they are
+    left out like single ones that do not fit."""
 
 
 class Reward(Protocol):

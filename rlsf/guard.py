@@ -12,8 +12,12 @@ from scipy import stats
 
 from rlsf.config.guard import Action, CanaryConfig, GuardConfig, WatchConfig
 
-_FORMAT = 3
+_FORMAT = 4
 """Of the state below: one in another format is not gone on with."""
+
+_OF_THIS_ADAPTER = ("validation/", "guard/")
+"""How the names of metrics begin that describe the adapter of their own iteration. What rollouts and updates show in
+an iteration is how the adapter of the one before fares."""
 
 Halves = tuple[tuple[float, ...], tuple[float, ...]]
 """A measurement of the canary: by prompt, the shares of right answers among one half of the samples and among the
@@ -25,6 +29,7 @@ class GuardState:
     """What the guard remembers; part of every checkpoint. All but `rollbacks` starts anew with each task, and where a
     resumed run has other settings."""
 
+    format: int = _FORMAT
     task: str = ""
     config: str = ""
     """Digest of the settings that it follows: with others it begins anew."""
@@ -42,8 +47,8 @@ class GuardState:
     """Measurements that the task has room for."""
     best_iteration: int | None = None
     """Whose adapter is the one to go back to."""
-    recent: dict[str, list[float]] = field(default_factory=dict)
-    """The last values of each watched metric."""
+    recent: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """By watch, the last values of its metric, oldest first, with the iteration whose adapter each describes."""
     start: dict[str, float] = field(default_factory=dict)
     """What relative bounds are relative to."""
     in_trouble: list[str] = field(default_factory=list)
@@ -54,9 +59,14 @@ class GuardState:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "GuardState":
         """A state in another format begins anew. Raises ValueError where a value is of another type."""
-        if "highest" not in data:
+        if data.get("format") != _FORMAT:
             return cls(rollbacks=data.get("rollbacks", 0))
         return TypeAdapter(cls).validate_python(data)
+
+    def may_go_back_to(self) -> set[int]:
+        """Iterations whose adapters the guard may still go back to, of those up to now."""
+        described = {adapter for values in self.recent.values() for adapter, _ in values}
+        return described if self.best_iteration is None else described | {self.best_iteration}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +120,8 @@ class Guard:
     def observe(self, iteration: int, metrics: Mapping[str, float], canary: Halves | None = None) -> list[Verdict]:
         """Take in an iteration, and update `state.best_iteration`.
 
-        Without a canary, the one to go back to is the adapter before the last windows in which nothing that rolls back
-        was in trouble: what an iteration's rollouts show is how the adapter of the one before fares.
+        Without a canary, the one to go back to is the first adapter that the last windows describe in which nothing
+        that rolls back was in trouble.
 
         Args:
             canary: None where it was not measured.
@@ -123,20 +133,21 @@ class Guard:
         verdicts: list[Verdict | None] = []
         if self.has_canary and self._config.canary is not None and canary is not None:
             verdicts.append(self._follow(self._config.canary, iteration, canary))  # first: it may find a better adapter
-        verdicts += [self._watch(watch, metrics) for watch in self._config.watch]
+        verdicts += [self._watch(watch, iteration, metrics) for watch in self._config.watch]
         if not self.has_canary and self._is_sound():
-            self.state.best_iteration = max(iteration - self.memory, self.state.best_iteration or 0)
+            self.state.best_iteration = max(self._first_described(), self.state.best_iteration or 0)
         return self._with_one_way_back([verdict for verdict in verdicts if verdict is not None])
 
-    def _watch(self, watch: WatchConfig, metrics: Mapping[str, float]) -> Verdict | None:
+    def _watch(self, watch: WatchConfig, iteration: int, metrics: Mapping[str, float]) -> Verdict | None:
         key = _key(watch)
         if watch.metric not in metrics:
             return None
-        recent = [*self.state.recent.get(key, []), metrics[watch.metric]][-watch.window :]
+        adapter = iteration if watch.metric.startswith(_OF_THIS_ADAPTER) else iteration - 1
+        recent = [*self.state.recent.get(key, []), (adapter, metrics[watch.metric])][-watch.window :]
         self.state.recent[key] = recent
         if len(recent) < watch.window:
             return None
-        value = float(np.mean(recent))
+        value = float(np.mean([value for _, value in recent]))
         if watch.relative and key not in self.state.start:
             self.state.start[key] = value
             return None
@@ -206,20 +217,20 @@ class Guard:
             self.state.in_trouble.remove(key)
         return is_trouble and not known
 
-    @property
-    def memory(self) -> int:
-        """Iterations that the longest window of a watch that rolls back looks at."""
-        return max((watch.window for watch in self._rolling_back()), default=0)
-
-    def _rolling_back(self) -> list[WatchConfig]:
-        return [watch for watch in self._config.watch if "roll_back" in watch.then]
+    def _rolling_back(self) -> dict[str, WatchConfig]:
+        """The watches that roll back, by key. One whose metric was never there has no say."""
+        watches = {_key(watch): watch for watch in self._config.watch if "roll_back" in watch.then}
+        return {key: watch for key, watch in watches.items() if key in self.state.recent}
 
     def _is_sound(self) -> bool:
-        """Whether the watches that roll back have seen whole windows and nothing wrong in them. One whose metric is not
-        there has no say."""
-        seen = {_key(watch): watch for watch in self._rolling_back() if _key(watch) in self.state.recent}
-        whole = all(len(self.state.recent[key]) == watch.window for key, watch in seen.items())
-        return bool(seen) and whole and not seen.keys() & set(self.state.in_trouble)
+        """Whether the watches that roll back have seen whole windows and nothing wrong in them."""
+        watches = self._rolling_back()
+        whole = all(len(self.state.recent[key]) == watch.window for key, watch in watches.items())
+        return bool(watches) and whole and not watches.keys() & set(self.state.in_trouble)
+
+    def _first_described(self) -> int:
+        """The oldest adapter that the windows of the watches that roll back look at."""
+        return min(adapter for key in self._rolling_back() for adapter, _ in self.state.recent[key])
 
     def _with_one_way_back(self, verdicts: list[Verdict]) -> list[Verdict]:
         """Only the first verdict that rolls back does, and lowers the rate if it should; past `max_rollbacks` it ends
@@ -237,7 +248,8 @@ class Guard:
             result.append(verdict if "roll_back" in verdict.actions else replace(verdict, to_iteration=None))
         if rolled_back:
             self.state.rollbacks += 1
-            self.state.shares, self.state.recent, self.state.in_trouble = [], {}, []
+            self.state.shares, self.state.in_trouble = [], []
+            self.state.recent = {key: [] for key in self.state.recent}  # each has to see a whole window again
         return result
 
 

@@ -3,16 +3,19 @@
 A group-relative update can only use what the signal knows *within* a group, so that is what decides the verdict.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reward.types import NoQuestionFitsError
 from rlsf.errors import ConfigError
-from rlsf.evaluation.association import auroc, auroc_within_groups_estimate
+from rlsf.evaluation.association import among_answered, auroc, auroc_within_groups_estimate
 from rlsf.evaluation.evaluate import Outcome
 from rlsf.evaluation.statistics import pass_at_k, wilson
 from rlsf.scoring import score_rollouts
+from rollouts.types import Prompt
 
 if TYPE_CHECKING:
     from rlsf.run import Run
@@ -27,10 +30,16 @@ def try_reward(run: "Run") -> None:
     """
     state = run.reward.state()
     for task in run.stream.tasks:
-        prompts = task.train[:1]
-        rollouts = run.engine.generate(prompts, run.sampling(task), seed=run.seed("try", task.name))
-        score_rollouts(run, task, prompts, rollouts, iteration=0)
+        try:
+            _try_on(run, task, task.train[:1])
+        except NoQuestionFitsError:  # of others it may
+            _try_on(run, task, task.train[:16])
     run.reward.restore(state)
+
+
+def _try_on(run: "Run", task: "Task", prompts: Sequence[Prompt]) -> None:
+    rollouts = run.engine.generate(prompts, run.sampling(task), seed=run.seed("try", task.name))
+    score_rollouts(run, task, prompts, rollouts, iteration=0)
 
 
 def preflight(run: "Run", task: "Task") -> dict[str, Any]:
@@ -38,7 +47,8 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
 
     Returns:
         pass@1, majority@n, greedy and pass@n of the model that the loop starts from; AUROC of the reward against the
-        truth, over all rollouts and within groups; and the warnings that follow.
+        truth, over all rollouts, within groups, and there among those that state an answer; and the warnings that
+        follow.
 
     Raises:
         ConfigError: the signal carries nothing and `preflight.strict` is set.
@@ -57,12 +67,16 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
         [grader.is_correct(rollout, prompt) for rollout in group]
         for prompt, group in zip(canary, rollouts, strict=True)
     ]
-    within = auroc_within_groups_estimate(
-        truth, values, [prompt.id for prompt in canary], seed=run.seed("preflight-interval", task.name)
+    answers = [grader.answers(group) for group in rollouts]
+    within, answered = (
+        auroc_within_groups_estimate(
+            truth, known, [prompt.id for prompt in canary], seed=run.seed("preflight-interval", task.name)
+        )
+        for known in (values, among_answered(values, answers))
     )
     outcomes = [
-        Outcome(prompt.id, tuple(grader.answers(group)), tuple(right), None, 0, 0)
-        for prompt, group, right in zip(canary, rollouts, truth, strict=True)
+        Outcome(prompt.id, tuple(given), tuple(right), None, 0, 0)
+        for prompt, given, right in zip(canary, answers, truth, strict=True)
     ]
     n = sampling.n
     report: dict[str, Any] = {
@@ -79,6 +93,8 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
         "auroc": auroc(truth, values),
         "auroc_within_groups": None if within is None else within.value,
         "auroc_within_groups_interval": None if within is None else asdict(within),
+        "auroc_within_answered": None if answered is None else answered.value,
+        "auroc_within_answered_interval": None if answered is None else asdict(answered),
     }
     mute = _ignorance(report, n, config.min_auroc)
     if config.strict and mute is not None:
@@ -95,14 +111,25 @@ def _ignorance(report: dict[str, Any], n: int, min_auroc: float) -> str | None:
     if decisive is None:
         unknown = f"{name}: no group holds both right and wrong answers with a score; these prompts teach nothing"
         return unknown if n > 1 else None
-    if decisive >= min_auroc:
+    if decisive < min_auroc:
+        interval = None if n == 1 else report["auroc_within_groups_interval"]
+        return (
+            f"{name}: {where}a right answer outranks a wrong one with probability {decisive:.2f}{_seen(interval)} only "
+            f"(preflight.min_auroc is {min_auroc}); training on it will not help: choose another reward or task"
+        )
+    answered = None if n == 1 else report["auroc_within_answered"]
+    if answered is None or answered >= min_auroc:
         return None
-    interval = None if n == 1 else report["auroc_within_groups_interval"]
-    seen = "" if interval is None else " [{low:.2f}, {high:.2f}], {n} prompts,".format(**interval)
     return (
-        f"{name}: {where}a right answer outranks a wrong one with probability {decisive:.2f}{seen} only "
-        f"(preflight.min_auroc is {min_auroc}); training on it will not help: choose another reward or task"
+        f"{name}: the signal knows who answers, and hardly what is right: among completions that state an answer a "
+        f"right one outranks a wrong one with probability {answered:.2f}"
+        f"{_seen(report['auroc_within_answered_interval'])} only (preflight.min_auroc is {min_auroc}); training on it "
+        "teaches the form of an answer and no more"
     )
+
+
+def _seen(interval: dict[str, float] | None) -> str:
+    return "" if interval is None else " [{low:.2f}, {high:.2f}], {n} prompts,".format(**interval)
 
 
 def _warnings(report: dict[str, Any], n: int) -> list[str]:

@@ -371,8 +371,8 @@ class Run:
         self.replay.prune_journal(iteration_of(kept[0]))
         states = [self.directory.read_json(folder / "state.json") for folder in kept]
         self.directory.prune_best({state["best_iteration"] for state in states} - {None})
-        backs = [(state["guard"].get("best_iteration"), state["iteration"]) for state in states]
-        self.directory.prune_guarded({n for first, last in backs if first is not None for n in range(first, last + 1)})
+        backs = [GuardState.from_json(state["guard"]).may_go_back_to() | {state["iteration"]} for state in states]
+        self.directory.prune_guarded(set().union(*backs))
 
     def _write_checkpoint(self, folder: Path) -> None:
         self.policy.save(folder / "policy")

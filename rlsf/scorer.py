@@ -2,11 +2,11 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reward.base import BaseReward
-from reward.types import Lesson, RewardContext, Score
+from reward.types import Lesson, NoQuestionFitsError, RewardContext, Score, raise_error
 from rlsf.answer_tokens import answer_tokens
 from rlsf.evaluation.grading import Grader
 from rollouts.types import Engine, Prompt, Rollout
@@ -65,11 +65,13 @@ class Scorer:
         temperature: float,
         iteration: int,
         seed: int,
+        none_fits: Callable[[NoQuestionFitsError], object] = raise_error,
     ) -> Scored:
         """Scores one group per prompt, all of one task.
 
         Args:
             temperature: at which the rollouts were sampled.
+            none_fits: see `RewardContext.none_fits`.
 
         Raises:
             RewardError: from the reward.
@@ -79,7 +81,7 @@ class Scorer:
         logged: defaultdict[str, list[float]] = defaultdict(list)
         lessons: list[Lesson] = []
         context = self._context(prompts, task, iteration, seed, tokens, counts, logged, lessons)
-        scores = self.reward.score(rollouts, context)
+        scores = self.reward.score(rollouts, replace(context, none_fits=none_fits))
         metrics = {name: sum(values) / len(values) for name, values in logged.items()}
         return Scored(scores, counts, metrics, lessons, tokens)
 

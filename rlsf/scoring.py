@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reward.rewards.majority import count_votes
+from reward.types import raise_error
 from rlsf.experience import Experience, Group
 from rlsf.lessons import lesson_groups, write_targets
 from rlsf.scorer import Scored
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 def score_rollouts(
     run: "Run", task: "Task", prompts: Sequence[Prompt], rollouts: list[list[Rollout]], iteration: int
 ) -> Scored:
-    """Raises RewardError, from the reward."""
+    """Once training has begun it is what the policy says that makes every question too long, and no error.
+
+    Raises:
+        RewardError: from the reward.
+    """
     return run.scorer.score(
         prompts,
         rollouts,
@@ -27,6 +32,7 @@ def score_rollouts(
         temperature=run.sampling(task).temperature,
         iteration=iteration,
         seed=run.seed("reward", iteration, task.name),
+        none_fits=raise_error if iteration == 0 else lambda error: None,
     )
 
 

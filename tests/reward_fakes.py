@@ -10,7 +10,7 @@ import numpy as np
 from reward.answers import make_extractor
 from reward.config import AnswerConfig
 from reward.types import Reply, RewardContext, Score, TokenStats
-from rollouts.types import Prompt, Rollout, SamplingParams
+from rollouts.types import Prompt, PromptTooLongError, Rollout, SamplingParams
 
 NUMBER = AnswerConfig(kind="number")
 
@@ -83,6 +83,19 @@ class ScriptedEngine:
 
     def close(self) -> None:
         pass
+
+
+@dataclass
+class CrampedEngine(ScriptedEngine):
+    """Has no room for questions that hold some words."""
+
+    too_long: str = "99999"
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams, *, seed: int) -> list[list[Rollout]]:
+        long = [prompt.id for prompt in prompts if self.too_long in prompt.content]
+        if long:
+            raise PromptTooLongError("too long", long)
+        return super().generate(prompts, sampling, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,49 @@ def test_configs_in_the_documentation_are_valid(fragment: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_in_the_documentation_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8"))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text("utf-8"))
+    targets = [(page.parent / link if link else page, anchor) for link, anchor in links]
+    assert [target for target, _ in targets if not target.exists()] == []
+    assert [(target, anchor) for target, anchor in targets if anchor and anchor not in anchors(target)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "rewards").glob("*.md")), ids=lambda page: page.stem)
 def test_every_family_of_rewards_says_what_it_gave(page: Path) -> None:
     text = page.read_text("utf-8")
-    assert "\n## Measured\n" in text and "<!--" not in text
+    assert "<!--" not in text
+    _, _, measured = text.partition("\n## Measured\n")
+    assert re.search(r"\d\.\d\d", measured.partition("\n## ")[0])
+
+
+FIGURE = re.compile(r"([+−]?\d\.\d+)\** \[([+−]?\d\.\d+), ([+−]?\d\.\d+)\]")
+"""A value and its interval."""
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "signals.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_figures_with_an_interval_are_those_that_were_measured(page: Path) -> None:
+    """signals.md shows what a command prints."""
+    shown = FIGURE.findall(page.read_text("utf-8"))
+    assert [figures for figures in shown if not any(is_written(figures, row) for row in measured_rows())] == []
+
+
+def is_written(figures: tuple[str, ...], row: Sequence[float]) -> bool:
+    """Whether the figures are those of the row, rounded."""
+    return all(
+        abs(float(text.replace("−", "-")) - value) <= 0.5 * 10 ** -len(text.partition(".")[2]) + 1e-9
+        for text, value in zip(figures, row, strict=True)
+    )
+
+
+@cache
+def measured_rows() -> list[tuple[float, float, float]]:
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    rows = [row for file in files for row in json.loads(file.read_text("utf-8"))["rows"]]
+    return [(row["value"], row["low"], row["high"]) for row in rows if row.get("low") is not None]

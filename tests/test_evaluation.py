@@ -1,11 +1,14 @@
 """Outcomes to figures: what an evaluation says, and what a change between two of them says."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from reward.types import NoQuestionFitsError
 from rlsf.config.schema import TaskConfig
 from rlsf.evaluation.evaluate import Change, Evaluation, Outcome, evaluate
 from rlsf.evaluation.grading import Grader
-from rlsf.preflight import _ignorance, _warnings
+from rlsf.preflight import _ignorance, _warnings, try_reward
 from rollouts.types import Prompt, Rollout, SamplingParams
 
 SAMPLING = SamplingParams(max_tokens=4, n=8, temperature=0.7)
@@ -93,7 +96,8 @@ def test_evaluate_samples_and_decodes_greedily():
 
 def report(**changes):
     figures = {"task": "sums", "auroc_within_groups": 0.9, "truncated": 0.0, "pass@1": 0.3, "pass@8": 0.6}
-    figures |= {"auroc_within_groups_interval": {"low": 0.41, "high": 0.62, "n": 12}} | changes
+    figures |= {"auroc_within_groups_interval": {"low": 0.41, "high": 0.62, "n": 12}, "auroc_within_answered": 0.9}
+    figures |= {"auroc_within_answered_interval": {"low": 0.4, "high": 0.6, "n": 9}} | changes
     return {name: {"value": v} if name.startswith("pass@") else v for name, v in figures.items()}
 
 
@@ -103,12 +107,40 @@ def report(**changes):
         ({}, None),
         ({"auroc_within_groups": 0.5}, "0.50 [0.41, 0.62], 12 prompts, only"),
         ({"auroc_within_groups": None}, "teach nothing"),
+        ({"auroc_within_answered": 0.5}, "knows who answers, and hardly what is right"),
+        ({"auroc_within_answered": 0.5}, "0.50 [0.40, 0.60], 9 prompts, only"),
+        ({"auroc_within_answered": None}, None),  # too few answers to tell
     ],
 )
 def test_preflight_says_where_a_signal_knows_nothing(changes, expected):
     found = _ignorance(report(**changes), 8, min_auroc=0.55)
     assert (found is None) == (expected is None)
     assert found is None or expected in found
+
+
+def test_a_reward_is_tried_on_others_where_the_first_prompt_is_too_long(monkeypatch):
+    tried = []
+
+    def score(run, task, prompts, rollouts, iteration):
+        tried.append(len(prompts))
+        if len(prompts) < fitting:
+            raise NoQuestionFitsError("no question fits")
+
+    monkeypatch.setattr("rlsf.preflight.score_rollouts", score)
+    task = SimpleNamespace(name="sums", train=tuple(range(20)))
+    run = SimpleNamespace(
+        reward=SimpleNamespace(state=dict, restore=lambda state: None),
+        stream=SimpleNamespace(tasks=[task]),
+        engine=SimpleNamespace(generate=lambda prompts, sampling, seed: prompts),
+        sampling=lambda task: None,
+        seed=lambda *use: 0,
+    )
+    fitting = 2
+    try_reward(run)
+    assert tried == [1, 16]
+    fitting = 99
+    with pytest.raises(NoQuestionFitsError):
+        try_reward(run)
 
 
 @pytest.mark.parametrize(

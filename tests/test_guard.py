@@ -59,6 +59,28 @@ def test_a_ruined_adapter_never_becomes_the_one_to_go_back_to() -> None:
     assert {verdict.to_iteration for verdicts in found.values() for verdict in verdicts} == {0}
 
 
+def test_an_adapter_that_nobody_looked_at_is_not_gone_back_to() -> None:
+    guard = watching(metric="validation/t/pass@1", below=0.3, window=1, then=("roll_back",))
+    measured = {5: 0.45, 10: 0.1, 15: 0.1}
+    found = {i: guard.observe(i, {"validation/t/pass@1": measured[i]} if i in measured else {}) for i in range(1, 16)}
+    # Validation of an iteration is of its own adapter. After going back, nothing is sound until it is measured again.
+    assert {i: v[0].to_iteration for i, v in found.items() if v} == {10: 5, 15: 5}
+
+
+def test_the_rarest_measurement_decides_how_far_back_it_goes() -> None:
+    watches = (
+        WatchConfig(metric="often", above=1.0, window=2, then=("roll_back",)),
+        WatchConfig(metric="rarely", above=1.0, window=2, then=("roll_back",)),
+    )
+    guard = Guard(GuardConfig(watch=watches), GuardState())
+    guard.begin("t", 0)
+    for i in range(1, 10):
+        guard.observe(i, {"often": 0.0} | ({"rarely": 0.0} if i in (3, 6, 9) else {}))
+    assert guard.state.best_iteration == 5  # iterations 6 and 9 looked at adapters 5 and 8
+    assert guard.state.may_go_back_to() == {5, 7, 8}
+    assert guard.observe(10, {"often": 9.0})[0].to_iteration == 5
+
+
 def test_watches_of_one_metric_do_not_share_their_windows() -> None:
     watches = (
         WatchConfig(metric="m", above=1.0, window=1),
@@ -344,6 +366,13 @@ def test_what_was_gone_back_from_is_not_gone_back_to(tmp_path: Path) -> None:
 
     assert weights(first["iteration"]) == weights(first["to_iteration"])
     assert weights(first["iteration"] - 1) != weights(first["to_iteration"])
+
+
+def test_adapters_do_not_pile_up_where_nothing_can_be_gone_back_to(tmp_path: Path) -> None:
+    watch = "guard={watch: [{metric: rolout/kl, above: 1, then: [roll_back]}]}"
+    run = run_lab(tmp_path, ASTRAY, watch, "loop.checkpoint_every=1", "loop.keep_checkpoints=2")
+    kept = {path.name for path in (run / "checkpoints" / "guarded").iterdir()}
+    assert kept == {"iter_000000", "iter_000005", "iter_000006"}
 
 
 def test_what_the_guard_writes_belongs_to_the_run(guarded: Path) -> None:

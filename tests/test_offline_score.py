@@ -1,6 +1,7 @@
 """Scoring completions from a file: what is read, what is refused, and what comes out, through the real command."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -159,6 +160,14 @@ BROKEN = {
         [{"prompt": "a", "completion": "1", "temperature": -1}],
         ":1: temperature is -1; expected a number of at least 0",
     ),
+    "temperature beyond all numbers": (
+        f'{{"prompt": "a", "completion": "1", "temperature": 1{"0" * 400}}}\n',
+        ":1: temperature is 1000",
+    ),
+    "nested too deep": (
+        f'{{"prompt": "a", "completion": "1", "x": {"[" * 65}{"]" * 65}}}\n',
+        ":1: the column 'x' is nested more than 64 levels deep",
+    ),
     "temperature true": ([{"prompt": "a", "completion": "1", "temperature": True}], ":1: temperature is true;"),
     "two temperatures": (
         [{"prompt": "a", "completion": "1", "temperature": t} for t in (0.5, 1)],
@@ -182,6 +191,11 @@ BROKEN = {
     "empty prompt": ([{"prompt": " ", "completion": "1"}], ":1: the column 'prompt' is empty"),
     "reference is a list": ([{"prompt": "a", "completion": "1", "reference": [1]}], "the reference in column"),
 }
+
+
+def test_an_integer_larger_than_any_float_is_a_reference(tmp_path: Path) -> None:
+    row = {"prompt": "200!", "completion": "1", "reference": math.factorial(200), "x": json.loads("[" * 64 + "]" * 64)}
+    assert read(tmp_path, [row])[0].prompt.reference == str(math.factorial(200))
 
 
 @pytest.mark.parametrize("case", BROKEN, ids=lambda name: name.replace(" ", "-"))

@@ -34,15 +34,20 @@ class Fixed(BaseReward):
 GROUP_OF_4 = group("1", "2", "3", "4")
 
 
-def test_weighted_sum_leaves_out_components_without_an_opinion() -> None:
+def test_in_a_weighted_sum_no_opinion_speaks_neither_for_a_rollout_nor_against_it() -> None:
     reward = WeightedSumReward(
         {"a": Component(Fixed([1, 2, None, None]), 2.0), "b": Component(Fixed([10, None, 10, None]), 0.5)}
     )
     scores = reward.score([GROUP_OF_4], context(prompt()))[0]
-    assert [score.value for score in scores] == [7, 4, 5, None]
+    # The mean of a is 1.5, that of b 10.
+    assert [score.value for score in scores] == [2 * 1 + 5, 2 * 2 + 5, 2 * 1.5 + 5, None]
+    silent = WeightedSumReward({"a": Component(Fixed([1, 2])), "b": Component(Fixed([None, None]))})
+    assert values(silent.score([GROUP_OF_4[:2]], context(prompt()))) == [[1, 2]]
     assert scores[0].components == {"a": 1, "b": 10}
     assert scores[1].components == {"a": 2}
     assert scores[0].evidence == {"a": {"note": "fixed"}, "b": {"note": "fixed"}}
+    assert scores[1].evidence == {"a": {"note": "fixed"}, "b": {"note": "fixed", "counted_as": 10}}
+    assert scores[3].evidence == scores[0].evidence
 
 
 def test_a_sum_beyond_all_numbers_is_refused() -> None:
@@ -111,7 +116,7 @@ def test_nested_sums_name_their_parts() -> None:
     scores = outer.score([GROUP_OF_4], context(prompt()))[0]
     assert scores[0].value == 1.0
     assert scores[0].components == {"inner": 2, "inner/x": 1, "inner/y": 1}
-    assert scores[3].components == {"inner": 4, "inner/x": 4}
+    assert scores[3].components == {"inner": 5, "inner/x": 4}  # of y it has the mean
 
 
 def test_components_see_no_more_than_they_declare() -> None:

@@ -17,8 +17,8 @@ from reward.types import Reply, RewardError, Score
 from rlsf.models.lab_tasks import LAB_DIR
 from rollouts.config import TransformersEngineConfig
 from rollouts.transformers_engine import TransformersEngine
-from rollouts.types import Message, Prompt, PromptTooLongError, Rollout
-from tests.reward_fakes import ScriptedEngine, ScriptedWriter, context, group, prompt, rollout
+from rollouts.types import Message, Prompt, Rollout
+from tests.reward_fakes import CrampedEngine, ScriptedEngine, ScriptedWriter, context, group, prompt, rollout
 
 ANY_TEXT = st.text(st.characters(categories=["L", "M", "N", "P", "S", "Z", "C"]))  # C: controls, NUL, lone surrogates
 
@@ -166,24 +166,21 @@ def test_judge_continues_plain_text_for_plain_prompts() -> None:
 
 
 def test_judge_leaves_out_an_answer_too_long_to_ask_about() -> None:
-    class Small(ScriptedEngine):
-        def generate(self, prompts: Any, sampling: Any, *, seed: int) -> Any:
-            long = [prompt.id for prompt in prompts if "99999" in prompt.content]
-            if long:
-                raise PromptTooLongError("too long", long)
-            return super().generate(prompts, sampling, seed=seed)
-
-    scores = judge(Small(lambda *_: "5"), group("12", "99999", "13"))
+    scores = judge(CrampedEngine(lambda *_: "5"), group("12", "99999", "13"))
     assert [score.value for score in scores] == [1, None, 1]
     assert "does not fit" in scores[1].evidence["note"]
     with pytest.raises(RewardError, match=r"no question fits; raise engine\.max_model_len"):
-        judge(Small(lambda *_: "5"), group("99999"))
+        judge(CrampedEngine(lambda *_: "5"), group("99999"))
     counts: dict[str, float] = {}
-    later = context(prompt(), engine=Small(lambda *_: "5"), iteration=3, count=lambda name, n: counts.update({name: n}))
-    [[score]] = JudgeReward().score(
-        [group("99999")], later
-    )  # the policy has learned to ramble: no reason to end the run
-    assert score.value is None and counts["too_long"] == 1
+    told: list[RewardError] = []
+    later = context(
+        prompt(),
+        engine=CrampedEngine(lambda *_: "5"),
+        count=lambda name, n: counts.update({name: n}),
+        none_fits=told.append,  # the policy has learned to ramble: no reason to end the run
+    )
+    [[score]] = JudgeReward().score([group("99999")], later)
+    assert score.value is None and counts["too_long"] == 1 and len(told) == 1
 
 
 def test_judge_does_not_ask_where_there_is_no_answer_and_asks_once_about_equal_ones() -> None:
@@ -255,6 +252,14 @@ def test_judge_seed_depends_on_run_and_iteration_alone() -> None:
         ("The proposed answer is 2.", None),
         ("Yes, gcd(4, 6) = 2, so it is correct.", None),
         ("From 1 to 5, the answer 2 is right", None),
+        ("7 - 3 gives 4, so the proposed answer is wrong.", None),
+        ("5 - 3 = 2. The proposed answer is wrong.", None),
+        ("5-(3-1) = 3, so it is wrong.", None),
+        ("The question says 4 apples.", None),
+        ("It gives the answer 4.", None),
+        ("I would honestly give this 2", 2),
+        ("4 - x is what is asked", None),
+        ("4 - a good answer", 4),
         ("It is not a 5.", None),
         ("I would not give it a 5", None),
         ("I can't give it a 1", None),

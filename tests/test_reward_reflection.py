@@ -19,9 +19,9 @@ from reward.types import Lesson, Reply, RewardContext, RewardError, Score
 from rlsf.models import load_tokenizer
 from rlsf.models.lab_tasks import LAB_DIR
 from rollouts.prompts import encode_prompt
-from rollouts.types import Engine, Message, Prompt, PromptTooLongError, Rollout, SamplingParams
+from rollouts.types import Engine, Message, Prompt, Rollout, SamplingParams
 from tests.lab_reflection import lab_engine, reflect_on_sums
-from tests.reward_fakes import ScriptedEngine, context, group, prompt, rollout, values
+from tests.reward_fakes import CrampedEngine, ScriptedEngine, context, group, prompt, rollout, values
 
 TEMPLATES = {"critique_template": "C|{question}|{answer}", "revision_template": "R|{question}|{answer}|{critique}"}
 MAJORITY = {"measure": {"kind": "majority"}}
@@ -413,18 +413,16 @@ def test_an_attempt_that_fails_in_a_later_round_is_left_out() -> None:
 
 
 def test_a_question_too_long_for_the_engine_leaves_out_that_answer_alone() -> None:
-    class Small(ScriptedEngine):
-        def generate(self, prompts: Any, sampling: Any, *, seed: int) -> Any:
-            long = [question.id for question in prompts if "99999" in question.content]
-            if long:
-                raise PromptTooLongError("too long", long)
-            return super().generate(prompts, sampling, seed=seed)
-
     record = Record()
-    engine = Small(lambda question, _: "hm" if parts_of(question)[0] == "C" else "12")
+    engine = CrampedEngine(lambda question, _: "hm" if parts_of(question)[0] == "C" else "12")
     [scores] = reflection().score([group("12", "99999")], record.context(engine=engine))
     assert values([scores]) == [[1.0, None]]
     assert record.counts["failed"] == 1
+    with pytest.raises(RewardError, match="no question fits"):
+        reflection().score([group("99999")], record.context(engine=engine))
+    told: list[RewardError] = []
+    later = replace(record.context(engine=engine), none_fits=told.append)
+    assert values(reflection().score([group("99999", "It is 99999")], later)) == [[None, None]] and len(told) == 1
 
 
 def test_a_writer_that_miscounts_is_named() -> None:
@@ -554,6 +552,10 @@ def test_a_batch_that_the_file_says_nothing_about_shows_in_the_counts(tmp_path: 
             "the policy writes no critique",
         ),
         ({"feedback_only": True}, "there is no feedback file"),
+        (
+            {"measure": {"kind": "weighted_sum", "components": {"p": {"reward": {"kind": "sequence_probability"}}}}},
+            "measure.components.p.reward: sequence_probability of model: policy is how likely a revision was",
+        ),
         ({"critiques": 2, "temperature": 0}, "a temperature above 0"),
         ({"critique_template": "{question}"}, r"critique_template lacks \{answer\}"),
         ({"revision_template": "{question}{answer}"}, r"revision_template lacks \{critique\}"),

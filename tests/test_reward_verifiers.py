@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import reasoning_gym
@@ -182,6 +183,34 @@ def test_math_kills_a_comparison_that_does_not_end_and_goes_on() -> None:
         assert verdict.equal is False
         assert time.monotonic() - start < 30
         assert process.compare("y", "y").equal
+    finally:
+        process.close()
+
+
+def test_math_reads_integers_of_thousands_of_digits() -> None:
+    process = MathProcess()
+    try:
+        verdict = process.compare("x", r"\binom{20000}{10000}")
+        assert verdict.equal is False and verdict.parsed is not None and len(verdict.parsed) == 500
+    finally:
+        process.close()
+
+
+def test_math_outlives_an_answer_that_ends_its_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    worker = tmp_path / "math_worker.py"
+    worker.write_text(
+        "import json, sys\nprint(json.dumps({'ready': True}), flush=True)\nfor line in sys.stdin:\n"
+        "    if 'deadly' in line: sys.exit(7)\n    print(json.dumps({'equal': True, 'parsed': 'x'}), flush=True)\n"
+    )
+    monkeypatch.setattr("reward.math_process._WORKER", worker)
+    process = MathProcess()
+    try:
+        verdict = process.compare("x", "deadly")
+        assert verdict.equal is False and verdict.note == "math-verify's process ended over it, with status 7"
+        assert process.compare("x", "x").equal
+        assert process._process is not None
+        process._process.kill()  # while it has nothing to do: that is not the answer's doing
+        assert process.compare("x", "x").equal
     finally:
         process.close()
 

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from reward.config import RewardConfig
 from reward.factory import make_reward
 from reward.numerals import canonical_number
+from reward.types import RewardError
 from rlsf.config.load import load_config
 from rlsf.config.schema import FileSource, ReplayConfig, TaskConfig
 from rlsf.evaluation.grading import Grader
@@ -33,7 +34,7 @@ from rollouts.types import Prompt, Rollout
 from tests.killing import run_cli
 from tests.lab_run import run_lab
 from tests.replay_groups import make_group
-from tests.reward_fakes import ScriptedEngine, group, prompt
+from tests.reward_fakes import CrampedEngine, ScriptedEngine, group, prompt
 
 GRADER = Grader(TaskConfig(name="sums", source=FileSource(path="")))
 TEXTS = [("12", "12", "7", "no idea"), ("3", "4", "4", "4"), ("8", "8", "8", "8")]
@@ -67,6 +68,7 @@ def report(name: str = "votes", **changes: Any) -> SignalReport:
         "labelled": 100,
         "right": 0.4,
         "auroc_within_groups": Estimate(0.8, 0.75, 0.85, 60),
+        "auroc_within_answered": Estimate(0.6, 0.55, 0.65, 50),
         "auroc": Estimate(0.7, 0.65, 0.75, 100),
         "spearman": -0.31,
         "calibration_error": None,
@@ -104,6 +106,23 @@ def test_figures_worked_by_hand() -> None:
     assert found["soft"].length_correlation == pytest.approx(np.corrcoef(soft, lengths)[0, 1])
     assert found["soft"].deviation == pytest.approx(np.std(soft))
     assert votes.tokens_per_rollout == 0 and votes.seconds_per_rollout > 0
+
+
+def test_that_an_answer_is_missing_is_no_knowledge_of_which_is_right() -> None:
+    rule = {"name": "digits", "kind": "pattern", "require": "[0-9]"}
+    found = measure({"form": {"kind": "rules", "rules": [rule]}})["form"]
+    # Of the first group "no idea" alone has none: 2 of 7 pairs are won for that, the others are ties.
+    assert found.auroc_within_groups is not None and found.auroc_within_groups.value == pytest.approx((2 + 5 / 2) / 7)
+    assert found.auroc_within_answered == Estimate(0.5, 0.5, 0.5, 2)
+
+
+def test_where_no_question_of_a_batch_fits_others_are_still_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlsf.offline.batches.BATCH", 4)
+    signals = {"judge": {"kind": "judge", "samples": 1}}
+    found = measure(signals, engine=CrampedEngine(lambda *_: "5", too_long="Proposed answer: 8"))["judge"]
+    assert found.no_opinion == pytest.approx(4 / 12)
+    with pytest.raises(RewardError, match="no question fits"):
+        measure(signals, engine=CrampedEngine(lambda *_: "5", too_long="Proposed answer"))
 
 
 def test_the_verifier_is_the_truth_itself() -> None:

@@ -37,7 +37,8 @@ class WeightedComponent(Component):
 
 
 class WeightedSumConfig(RewardSection):
-    """Σ weight · component. A component without an opinion on a rollout, or at weight 0, is left out of the sum."""
+    """Σ weight · component. A component without an opinion on a rollout counts as its mean over the group; one without
+    an opinion on any of the group, or at weight 0, is left out of the sum."""
 
     kind: Literal["weighted_sum"] = "weighted_sum"
     components: dict[ComponentName, WeightedComponent] = Field(min_length=1)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from reward.config.judges import LengthControlledConfig
 from reward.config.penalties import LengthPenaltyConfig, RepetitionPenaltyConfig
 from reward.config.section import QuestionSection, RewardSection, all_rewards, check_template
-from reward.config.tokens import TokenSignalSection
+from reward.config.tokens import SequenceProbabilityConfig, TokenSignalSection
 from reward.config.writers import PolicyWriterConfig, WriterConfig
 from rollouts.config import MAX_COMPLETIONS
 
@@ -82,6 +82,7 @@ class ReflectionConfig(QuestionSection):
         if self.feedback_only and "critique" in self.learn:
             raise ValueError("learn: with feedback_only the policy writes no critique that could be trained")
         self._check_tokens()
+        self._check_probabilities()
         if self.feedback_only and self.feedback is None:
             raise ValueError("feedback_only: there is no feedback file")
         if self.critiques > 1 and self.temperature == 0:
@@ -99,6 +100,16 @@ class ReflectionConfig(QuestionSection):
                 f"{reading[0]} goes by the policy's own tokens, which revisions of by: {self.by.kind} lack; take "
                 "another measure, by: policy, or by: frozen"
             )
+
+    def _check_probabilities(self) -> None:
+        """What an engine says of a revision is how likely it was with the critique in sight."""
+        parts = all_rewards(self.measure, "measure") if self.measure is not None else []
+        for key, part in parts:
+            if isinstance(part, SequenceProbabilityConfig) and part.model == "policy":
+                raise ValueError(
+                    f"{key}: {part.kind} of model: policy is how likely a revision was with the answer and the "
+                    "critique in sight; take model: reference, which reads both as answers to the question alone"
+                )
 
     @property
     def pays(self) -> str:

@@ -182,15 +182,15 @@ class Reflector:
         )
 
     def _ask(self, questions: Sequence[Prompt], sampling: SamplingParams, *, must_fit: bool) -> list[list[Reply]]:
-        """`sampling.n` replies to each question; `must_fit`: whether it is an error that none of them fits."""
+        """`sampling.n` replies to each question; `must_fit` as in `reward.asking.ask`."""
         if not questions:
             return []
         seed = int(self._seeds.integers(2**31))
         try:
             groups = self._writer.ask(questions, sampling, seed=seed, json_schema=None)
-        except NoQuestionFitsError:
+        except NoQuestionFitsError as error:
             if must_fit:
-                raise
+                self._context.none_fits(error)
             groups = [None] * len(questions)
         replies = [[DOES_NOT_FIT] * sampling.n if group is None else list(group) for group in groups]
         if [len(group) for group in replies] != [sampling.n] * len(questions):

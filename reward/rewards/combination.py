@@ -47,23 +47,37 @@ class CombinedReward(BaseReward):
         }
 
     @abstractmethod
-    def _combine(self, values: Mapping[str, float | None], iteration: int) -> float | None:
-        """One number from the components' normalised values; None is no opinion."""
+    def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
+        """One number from the components' normalised values; None is no opinion. `means` are those of the group, of
+        components that have an opinion on any of it."""
 
     def _score(self, groups: Groups, context: RewardContext) -> Scores:
         scores = {name: part_scores(name, c.reward, groups, context) for name, c in self._components.items()}
         tasks = [prompt_of(group[0], context).task if group else "" for group in groups]
         normalized = {name: self._normalized(name, parts, tasks) for name, parts in scores.items()}
         return [
-            [
-                self._combined(
-                    {name: parts[g][r] for name, parts in scores.items()},
-                    {name: values[g][r] for name, values in normalized.items()},
-                    context.iteration,
-                )
-                for r in range(len(group))
-            ]
-            for g, group in enumerate(groups)
+            self._combined_group(
+                {name: parts[g] for name, parts in scores.items()},
+                {name: values[g] for name, values in normalized.items()},
+                context.iteration,
+            )
+            for g in range(len(groups))
+        ]
+
+    def _combined_group(
+        self, scores: dict[str, list[Score]], normalized: dict[str, list[float | None]], iteration: int
+    ) -> list[Score]:
+        known = {name: _known(values) for name, values in normalized.items()}
+        means = {name: math.fsum(values) / len(values) for name, values in known.items() if values}
+        size = len(next(iter(scores.values())))
+        return [
+            self._combined(
+                {name: parts[r] for name, parts in scores.items()},
+                {name: values[r] for name, values in normalized.items()},
+                means,
+                iteration,
+            )
+            for r in range(size)
         ]
 
     def _normalized(self, name: str, scores: Scores, tasks: Sequence[str]) -> Values:
@@ -81,7 +95,13 @@ class CombinedReward(BaseReward):
             moments[task] = moments.get(task, Moments()).merged(_known(batch))
         return [_standardized(group, moments[task]) for group, task in zip(values, tasks, strict=True)]
 
-    def _combined(self, scores: dict[str, Score], normalized: dict[str, float | None], iteration: int) -> Score:
+    def _combined(
+        self,
+        scores: dict[str, Score],
+        normalized: dict[str, float | None],
+        means: Mapping[str, float],
+        iteration: int,
+    ) -> Score:
         components: dict[str, float] = {}
         evidence: dict[str, Any] = {}
         for name, score in scores.items():
@@ -89,7 +109,7 @@ class CombinedReward(BaseReward):
             evidence[name] = dict(score.evidence)
             if self._components[name].normalize != "none":
                 evidence[name]["normalized"] = normalized[name]
-        return Score(self._combine(normalized, iteration), components, evidence)
+        return Score(self._combine(normalized, means, iteration), components, evidence)
 
     def state(self) -> dict[str, Any]:
         """Running moments by component and task, and the states of the components."""
@@ -113,15 +133,39 @@ class CombinedReward(BaseReward):
 
 
 class WeightedSumReward(CombinedReward):
-    """Σ weight · component over the components with an opinion on the rollout; no opinion where none has one. At weight
-    0 a component is scored for the record, and its opinion does not count."""
+    """Σ weight · component; no opinion where no component has one. A component without an opinion on the rollout counts
+    as its mean over the group, so that within the group it speaks neither for the rollout nor against it; one without
+    an opinion on any of the group is left out. At weight 0 a component is scored for the record, and its opinion does
+    not count."""
 
     name = "weighted_sum"
 
-    def _combine(self, values: Mapping[str, float | None], iteration: int) -> float | None:
+    def _combined(
+        self,
+        scores: dict[str, Score],
+        normalized: dict[str, float | None],
+        means: Mapping[str, float],
+        iteration: int,
+    ) -> Score:
+        score = super()._combined(scores, normalized, means, iteration)
+        evidence = dict(score.evidence)
+        for name, value in normalized.items():
+            if score.value is not None and value is None and name in means:
+                evidence[name] = {**evidence[name], "counted_as": means[name]}
+        return replace(score, evidence=evidence)
+
+    def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
         weights = {name: weight_at(c.weight, iteration) for name, c in self._components.items()}
-        terms = [weights[name] * value for name, value in values.items() if value is not None and weights[name] != 0]
-        return _total(terms) if terms else None
+        counting = {name: value for name, value in values.items() if weights[name] != 0}
+        if all(value is None for value in counting.values()):
+            return None
+        return _total(
+            [
+                weights[name] * (means[name] if value is None else value)
+                for name, value in counting.items()
+                if name in means
+            ]
+        )
 
 
 class ProductReward(CombinedReward):
@@ -133,7 +177,7 @@ class ProductReward(CombinedReward):
 
     name = "product"
 
-    def _combine(self, values: Mapping[str, float | None], iteration: int) -> float | None:
+    def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
         for name, value in values.items():
             if value is not None and value < 0:
                 raise RewardError(
@@ -149,7 +193,7 @@ class MinimumReward(CombinedReward):
 
     name = "minimum"
 
-    def _combine(self, values: Mapping[str, float | None], iteration: int) -> float | None:
+    def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
         known = _known(list(values.values()))
         return min(known) if len(known) == len(values) else None
 
@@ -164,7 +208,7 @@ def part_scores(name: str, reward: Reward, groups: Groups, context: RewardContex
         scores = reward.score(groups, restrict(counting_as(name, context), reward))
         check_scores(reward.name, groups, scores)
     except RewardError as error:
-        raise RewardError(f"component {name!r}: {error}") from error
+        raise type(error)(f"component {name!r}: {error}") from error
     return scores
 
 

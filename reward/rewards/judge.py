@@ -16,16 +16,21 @@ from rollouts.types import Prompt, Rollout
 TOO_LONG = Score(None, {}, {"note": "no judgement: with this answer the question does not fit the model's context"})
 
 _NUMBER = r"((?<![\w.,/-])-?[0-9]+(?:\.[0-9]+)?(?![\w/]|[.,][0-9]))"
+_I_GIVE = r"I(?:['’](?:d|ll))?(?: (?!(?:not|never|cannot)\b)\w+){0,2} (?:say|give|rate|assign|award)"
 _CALLED = re.compile(
-    rf"(?i)\b(?:(?:grade|score|rating)\b(?: (?:is|of|would be))?|(?:say|give|rate|assign|award)s?"
+    r"(?i)\b(?:(?:grade|score|rating)\b(?: (?:is|of|would be))?"
+    rf"|(?:{_I_GIVE}|(?:give|rate|assign|award)s? (?:it|this|that)\b)"
     rf"(?: (?:it|this|that|the|an?|proposed|answer|grade|score|rating|of|as)){{0,12}})[ :=]{{0,9}}{_NUMBER}"
     r"(?! (?:is|was|seems|looks|would|might|may)\b)"
 )
-"""A number that is called a grade, or given as one, and not spoken about ("Grade 1 is too harsh")."""
+"""A number that is called a grade, or given as one, and not spoken about ("Grade 1 is too harsh", "7 - 3 gives 4")."""
 _LABELLED = re.compile(rf"(?i)\b(?:grade|score|rating)\b {{0,9}}[:=] {{0,9}}{_NUMBER}")
 """A grade as a form would state it; of several numbers that are called grades, these count."""
-_OPENS = re.compile(rf"[\W_]*{_NUMBER}[ \"')\]]*(?:\Z|\n|[.!](?:\Z|\n)|[-–—:;(]|,(?!\s*[0-9])|(?:points?|stars?)\b)")
-"""A number that opens the reply, and is neither one of several nor the number of a sentence."""
+_OPENS = re.compile(
+    rf"[\W_]*{_NUMBER}[ \"')\]]*"
+    r"(?:\Z|\n|[.!](?:\Z|\n)|[;(]|[-–—:](?!\s*(?:[(\d]|[b-hj-z]\b))|,(?!\s*[0-9])|(?:points?|stars?)\b)"
+)
+"""A number that opens the reply, and is neither one of several, nor the number of a sentence, nor worked with."""
 _ECHO = "\ue000"
 """Stands where the scale was repeated."""
 _AFTER_ECHO = re.compile(rf"(?i)(?!.*\banswer)[^0-9.;\n]{{0,60}}?{_NUMBER}")

@@ -33,6 +33,15 @@ def auroc(truth: Truth, values: Values) -> float | None:
     return _only(_wins_over_all(known)(np.ones((1, known.prompts))))
 
 
+def among_answered(values: Values, answers: Sequence[Sequence[str | None]]) -> list[list[float | None]]:
+    """The values without those of rollouts that state no answer. Such a rollout is wrong for certain, and many signals
+    give it the least: what they know besides shows among the others."""
+    return [
+        [value if answer else None for value, answer in zip(row, given, strict=True)]
+        for row, given in zip(values, answers, strict=True)
+    ]
+
+
 def auroc_within_groups(truth: Truth, values: Values) -> float | None:
     """The same over pairs from one group: all that an update that compares within groups can use."""
     wins, pairs = _wins_by_group(truth, values)

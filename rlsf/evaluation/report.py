@@ -158,13 +158,20 @@ def _style(label: str) -> str:
     return "dim" if label.startswith("always") else ""
 
 
+_AUROCS = {
+    "auroc": "AUROC of the signal",
+    "auroc_within_groups": "within groups",
+    "auroc_within_answered": "there among those that answer",
+}
+
+
 def show_preflight(reports: list[dict[str, Any]], display: Display) -> None:
     """What the model can do and what the signal knows, one line per task, and the warnings."""
     for report in reports:
         n = report["n"]
         figures = [f"{key} {report[key]['value']:.2f}" for key in ("pass@1", f"majority@{n}", "greedy", f"pass@{n}")]
-        for key, title in (("auroc", "AUROC of the signal"), ("auroc_within_groups", "within groups")):
-            figures.append(f"{title} {'unknown' if report[key] is None else format(report[key], '.2f')}")
+        for key, title in _AUROCS.items():
+            figures.append(f"{title} {'unknown' if report.get(key) is None else format(report[key], '.2f')}")
         display.say(f"preflight {report['task']} ({report['prompts']} canary prompts): {', '.join(figures)}")
         for warning in report["warnings"]:
             display.warn(warning)

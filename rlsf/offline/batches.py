@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
-from reward.types import Score
+from reward.types import NoQuestionFitsError, Score
 from rlsf.scorer import Scorer
 from rlsf.seeds import derive_seed
 from rollouts.types import Prompt, Rollout
@@ -44,8 +45,9 @@ class Batches:
             advance: told how many more rollouts are scored.
 
         Raises:
-            RewardError: from the reward.
+            RewardError: from the reward. That no question fits is an error only where it is so in every batch.
         """
+        too_long: dict[int, NoQuestionFitsError] = {}
         for number, batch in enumerate(self._batches):
             places, asked, groups = zip(*batch, strict=True)
             scored = self._scorer.score(
@@ -55,11 +57,14 @@ class Batches:
                 temperature=_temperature(groups[0]),
                 iteration=iteration,
                 seed=derive_seed(seed, "batch", number),
+                none_fits=partial(too_long.setdefault, number),
             )
             for place, group_scores in zip(places, scored.scores, strict=True):
                 self.scores[place] = group_scores
             self.counts.update(scored.counts)  # type: ignore[arg-type]  # amounts may be fractions
             advance(sum(map(len, groups)))
+        if len(too_long) == len(self._batches):
+            raise too_long[0]
         return [scores for scores in self.scores if scores is not None]
 
 

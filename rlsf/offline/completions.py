@@ -9,7 +9,7 @@ are not, since their evidence may name the reference.
 
 import difflib
 import json
-import math
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -142,7 +142,7 @@ def _temperature(columns: Mapping[str, Any], where: str, default: float) -> floa
     value = columns.get("temperature")
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
         raise DataError(f"{where}: temperature is {json.dumps(value)[:60]}; expected a number of at least 0")
     return float(value)
 

@@ -11,9 +11,9 @@ from rlsf.offline.signals import SignalReport, best_first
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WITHIN, OVERALL, COST = "#0b6e99", "#d1802a", "#8a8f98"
-APART = 0.17
-"""Half the distance between the two figures of a signal, in rows."""
+WITHIN, ANSWERED, OVERALL, COST = "#0b6e99", "#4f9a5b", "#d1802a", "#8a8f98"
+APART = 0.24
+"""Distance between the figures of a signal, in rows."""
 
 
 def plot_signals(reports: Sequence[SignalReport], path: Path, *, title: str | None = None) -> None:
@@ -26,13 +26,13 @@ def plot_signals(reports: Sequence[SignalReport], path: Path, *, title: str | No
     from matplotlib.figure import Figure
 
     rows = best_first(reports)[::-1]
-    figure = Figure(figsize=(9.5, 1.9 + 0.42 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9.5, 1.9 + 0.48 * len(rows)), layout="constrained")
     known, cost = figure.subplots(1, 2, sharey=True, width_ratios=(5, 3))
     _draw_auroc(known, rows)
     _draw_cost(cost, rows)
     known.set_yticks(range(len(rows)), [report.name for report in rows])
     known.set_ylim(-0.7, len(rows) - 0.3)
-    figure.legend(loc="outside lower left", ncols=2, fontsize=9, frameon=False)
+    figure.legend(loc="outside lower left", ncols=3, fontsize=9, frameon=False)
     figure.suptitle(title or _title(reports), fontsize=11)
     save_figure(figure, path)
 
@@ -40,6 +40,7 @@ def plot_signals(reports: Sequence[SignalReport], path: Path, *, title: str | No
 def _draw_auroc(axes: "Axes", rows: Sequence[SignalReport]) -> None:
     for shift, colour, marker, label, figures in (
         (APART, WITHIN, "o", "within groups", [report.auroc_within_groups for report in rows]),
+        (0.0, ANSWERED, "s", "there among those that answer", [report.auroc_within_answered for report in rows]),
         (-APART, OVERALL, "D", "over all rollouts", [report.auroc for report in rows]),
     ):
         drawn = [(row + shift, figure) for row, figure in enumerate(figures) if figure is not None]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,8 @@ class SignalReport:
     right: float | None
     """Share of their rollouts that are right."""
     auroc_within_groups: Estimate | None
+    auroc_within_answered: Estimate | None = field(default=None, kw_only=True)
+    """The same between rollouts that state an answer: what is known beyond that there is none."""
     auroc: Estimate | None
     spearman: float | None
     calibration_error: float | None
@@ -95,6 +97,18 @@ class SignalReport:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class _Graded:
+    """The groups that all signals score."""
+
+    prompts: Sequence[Prompt]
+    rollouts: Sequence[Sequence[Rollout]]
+    truth: Sequence[list[bool] | None]
+    """Which rollouts are right; None where the prompt has no reference."""
+    answers: Sequence[list[str | None]]
+    """What they state."""
+
+
 def measure_signals(
     signals: Mapping[str, RewardConfig],
     prompts: Sequence[Prompt],
@@ -124,6 +138,7 @@ def measure_signals(
         [grader.is_correct(rollout, prompt) for rollout in group] if _is_labelled(prompt) else None
         for prompt, group in zip(prompts, rollouts, strict=True)
     ]
+    graded = _Graded(prompts, rollouts, truth, [grader.answers(group) for group in rollouts])
     reports = []
     for name, config in signals.items():
         with phase(name):
@@ -136,7 +151,7 @@ def measure_signals(
             finally:
                 scorer.close()
             values = [[score.value for score in group] for group in scores]
-            reports.append(_report(name, config, prompts, rollouts, truth, values, batches.counts, seconds, seed))
+            reports.append(_report(name, config, graded, values, batches.counts, seconds, seed))
     return best_first(reports)
 
 
@@ -162,19 +177,19 @@ def _total(counts: Mapping[str, float], counter: str) -> float:
 def _report(
     name: str,
     config: RewardConfig,
-    prompts: Sequence[Prompt],
-    rollouts: Sequence[Sequence[Rollout]],
-    truth: Sequence[list[bool] | None],
+    graded: _Graded,
     values: Sequence[list[float | None]],
     counts: Mapping[str, float],
     seconds: float,
     seed: int,
 ) -> SignalReport:
-    labelled = [index for index, rights in enumerate(truth) if rights is not None]
-    rights = [truth[index] or [] for index in labelled]
+    prompts = graded.prompts
+    labelled = [index for index, rights in enumerate(graded.truth) if rights is not None]
+    rights = [graded.truth[index] or [] for index in labelled]
     known = [values[index] for index in labelled]
+    known_answered = association.among_answered(known, [graded.answers[index] for index in labelled])
     ids = [prompts[index].id for index in labelled]
-    flat = list(_with_lengths(rollouts, values))
+    flat = list(_with_lengths(graded.rollouts, values))
     said = np.array([value for value, _ in flat if value is not None])
     asked = _total(counts, "asked")
     return SignalReport(
@@ -186,6 +201,7 @@ def _report(
         labelled=len(labelled),
         right=float(np.mean(np.concatenate(rights))) if labelled else None,
         auroc_within_groups=association.auroc_within_groups_estimate(rights, known, ids, seed=seed),
+        auroc_within_answered=association.auroc_within_groups_estimate(rights, known_answered, ids, seed=seed),
         auroc=association.auroc_estimate(rights, known, ids, seed=seed),
         spearman=association.spearman(rights, known),
         calibration_error=association.calibration_error(rights, known) if config.may_be_probability else None,

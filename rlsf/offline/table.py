@@ -24,12 +24,15 @@ def signals_table(reports: Sequence[SignalReport]) -> RenderableType:
 
 
 def _truth_table(reports: Sequence[SignalReport]) -> Table:
-    table = _table("signal", "AUROC\nwithin groups", "AUROC\nover all", "rank\ncorr.", "ECE", "ECE,\nisotonic")
+    table = _table(
+        "signal", "AUROC\nwithin groups", "among those\nthat answer", "over\nall", "rank\ncorr.", "ECE", "ECE,\niso."
+    )
     for report in reports:
         table.add_row(
             report.name,
             _estimate(report.auroc_within_groups),
-            _estimate(report.auroc),
+            _estimate(report.auroc_within_answered),
+            _figure(None if report.auroc is None else report.auroc.value),
             _figure(report.spearman),
             _figure(report.calibration_error),
             _figure(report.calibrated_error),

@@ -16,6 +16,8 @@ from rlsf.errors import DataError
 from rlsf.text import is_unicode
 from rollouts.types import Message, Prompt
 
+DEEPEST = 64
+"""Levels of lists and objects in a column."""
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -82,6 +84,10 @@ def row_from_columns(
 ) -> Row:
     """Raises DataError, naming the row and the column, if the row cannot be made into a prompt."""
     for name, value in columns.items():
+        if _is_deeper(value, DEEPEST):
+            raise DataError(
+                f"{where}: the column {name!r} is nested more than {DEEPEST} levels deep; flatten or remove it"
+            )
         if not is_unicode((name, value)):
             raise DataError(
                 f"{where}: the column {name!r} holds half a character (a lone surrogate such as \\ud83d), which is no "
@@ -145,7 +151,7 @@ def _reference(value: Any, column: str, where: str) -> str | None:
     if isinstance(value, str):
         return value
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if not _is_finite(value):
             raise DataError(
                 f"{where}: the reference in column {column!r} is {value}; expected a finite number, or null where "
                 "there is no answer"
@@ -176,6 +182,20 @@ def _word(config: TaskConfig, question: str | list[Message], where: str) -> str 
 
 def _digest(content: str | tuple[Message, ...]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_finite(value: float | Decimal) -> bool:
+    if isinstance(value, Decimal):
+        return value.is_finite()
+    return isinstance(value, int) or math.isfinite(value)  # an integer may be larger than any float
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested in each other more than `levels` deep."""
+    if not isinstance(value, dict | list | tuple):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in items)
 
 
 def _plain(value: Any) -> Any:
