@@ -222,7 +222,7 @@ COLOURS = dict(zip((*REWARDS, *JUDGED), plt.get_cmap("tab10").colors, strict=Fal
 
 
 def plot(task: str, methods: Methods, path: Path) -> None:
-    """Held-out pass@1 by iteration: mean over seeds, and its 95% interval as a band."""
+    """Held-out pass@1 by iteration: mean over seeds, and its 95% interval as a band; of few seeds, each by itself."""
     figure, axes = plt.subplots(figsize=(8, 4.8))
     for method, cells in methods.items():
         if method == "sft":
@@ -233,8 +233,12 @@ def plot(task: str, methods: Methods, path: Path) -> None:
         iterations = sorted(set.intersection(*[set(curve) for curve in curves]))
         bands = np.array([mean_interval([curve[i] for curve in curves]) for i in iterations], dtype=float).T
         style = "--" if method in LABELLED else "-"
-        axes.plot(iterations, bands[0], style, color=COLOURS[method], label=f"{method} ({len(cells)} seeds)")
-        if len(curves) > 1:
+        seeds = "1 seed" if len(cells) == 1 else f"{len(cells)} seeds"
+        axes.plot(iterations, bands[0], style, color=COLOURS[method], label=f"{method} ({seeds})")
+        if len(curves) < FEW:
+            for curve in curves:
+                axes.plot(iterations, [curve[i] for i in iterations], style, color=COLOURS[method], alpha=0.4, lw=0.8)
+        else:
             axes.fill_between(iterations, bands[1], bands[2], color=COLOURS[method], alpha=0.12, linewidth=0)
     axes.set(xlabel="iteration", ylabel="held-out pass@1", title=f"{task}: same budget, different rewards")
     axes.grid(alpha=0.3)
