@@ -22,6 +22,9 @@ def same_expression(reference: str, answer: str) -> Verdict:
         return Verdict(False, None, note)
     if _states_number(reference):
         answer = answer.rpartition("=")[2]
+        number = find_number(unwrapped(answer))
+        if number is not None and canonical_number(number) == stated_number(unwrapped(reference)):
+            return Verdict(True, canonical_number(number))  # 1e3 is a product with Euler's number to math-verify
     return shared_process().compare(reference, answer)
 
 

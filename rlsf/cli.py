@@ -114,6 +114,8 @@ def score(
     from rlsf.offline.config import load_score_config
     from rlsf.offline.score import score_file
 
+    if output is not None and output.exists() and reward.exists() and output.samefile(reward):
+        raise ConfigError(f"--output: {output} is the file of --reward; name another one")
     score_file(file, load_score_config(reward, [*(set_ or []), *context.args]), _console(), output=output)
 
 

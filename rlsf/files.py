@@ -28,11 +28,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_parts(path: Path, parts: Iterable[str]) -> None:
-    """Replace a file whole, folders above it included: a reader sees the old text or the new one, never half of it.
+    """Replace a file whole, folders above it included: a reader sees the old text or the new one, never half of it. A
+    link stays, and the file that it leads to is replaced; a pipe or a device is written to.
 
     Raises:
         OSError: it cannot be written; the old one is untouched then.
     """
+    if _is_special(path):
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
@@ -60,10 +66,17 @@ def check_output(output: Path) -> None:
     """Raises RunDirError where the file cannot be written: to learn that after long work would be too late."""
     if output.is_dir():
         raise RunDirError(f"--output: {output} is a folder; name a file in it")
+    if _is_special(output):
+        return
     with mendable_output(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=output.parent, prefix=f".{output.name[:100]}."):
             pass
+
+
+def _is_special(path: Path) -> bool:
+    """A pipe, a terminal, /dev/null: to put a file in its place would take it away from everybody."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def remove(path: Path) -> None:

@@ -14,12 +14,16 @@ from rlsf.errors import ConfigError
 from rlsf.evaluation.association import among_answered, auroc, auroc_within_groups_estimate
 from rlsf.evaluation.evaluate import Outcome
 from rlsf.evaluation.statistics import pass_at_k, wilson
-from rlsf.scoring import score_rollouts
+from rlsf.scoring import count_metrics, score_rollouts
 from rollouts.types import Prompt
 
 if TYPE_CHECKING:
     from rlsf.run import Run
     from rlsf.tasks import Task
+
+
+MANY_LOST = 0.25
+"""Share of a reward's replies without which it hardly is what it is meant to be."""
 
 
 def try_reward(run: "Run") -> None:
@@ -60,9 +64,9 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
     rollouts = run.engine.generate(canary, sampling, seed=run.seed("preflight", task.name))
     greedy = run.engine.generate(canary, replace(sampling, n=1, temperature=0.0), seed=run.seed("preflight", task.name))
     state = run.reward.state()
-    scores = score_rollouts(run, task, canary, rollouts, iteration=0).scores
+    scored = score_rollouts(run, task, canary, rollouts, iteration=0)
     run.reward.restore(state)  # measuring must not move running statistics
-    values = [[score.value for score in group] for group in scores]
+    values = [[score.value for score in group] for group in scored.scores]
     truth = [
         [grader.is_correct(rollout, prompt) for rollout in group]
         for prompt, group in zip(canary, rollouts, strict=True)
@@ -90,6 +94,12 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
         ),
         f"pass@{n}": asdict(wilson([pass_at_k(n, sum(right), n) for right in truth])),
         "truncated": float(np.mean([rollout.truncated for group in rollouts for rollout in group])),
+        "no_opinion": float(np.mean([value is None for row in values for value in row])),
+        "replies": {
+            name: share
+            for name, share in count_metrics(scored.counts).items()
+            if name.startswith(("reward/unreadable", "reward/failed"))
+        },
         "auroc": auroc(truth, values),
         "auroc_within_groups": None if within is None else within.value,
         "auroc_within_groups_interval": None if within is None else asdict(within),
@@ -108,13 +118,15 @@ def _ignorance(report: dict[str, Any], n: int, min_auroc: float) -> str | None:
     name = report["task"]
     # Single completions make no groups: a critic's baseline then compares prompts with each other.
     decisive, where = (report["auroc"], "") if n == 1 else (report["auroc_within_groups"], "within groups, ")
+    if report["no_opinion"] == 1:
+        return f"{name}: the reward has no opinion on any completion, so that nothing can be learned from it"
     if decisive is None:
         unknown = f"{name}: no group holds both right and wrong answers with a score; these prompts teach nothing"
         return unknown if n > 1 else None
     if decisive < min_auroc:
         interval = None if n == 1 else report["auroc_within_groups_interval"]
         return (
-            f"{name}: {where}a right answer outranks a wrong one with probability {decisive:.2f}{_seen(interval)} only "
+            f"{name}: {where}a right answer outranks a wrong one with probability {decisive:.3f}{_seen(interval)} only "
             f"(preflight.min_auroc is {min_auroc}); training on it will not help: choose another reward or task"
         )
     answered = None if n == 1 else report["auroc_within_answered"]
@@ -122,7 +134,7 @@ def _ignorance(report: dict[str, Any], n: int, min_auroc: float) -> str | None:
         return None
     return (
         f"{name}: the signal knows who answers, and hardly what is right: among completions that state an answer a "
-        f"right one outranks a wrong one with probability {answered:.2f}"
+        f"right one outranks a wrong one with probability {answered:.3f}"
         f"{_seen(report['auroc_within_answered_interval'])} only (preflight.min_auroc is {min_auroc}); training on it "
         "teaches the form of an answer and no more"
     )
@@ -142,4 +154,11 @@ def _warnings(report: dict[str, Any], n: int) -> list[str]:
         )
     if report[f"pass@{n}"]["value"] > 0.98 and report["pass@1"]["value"] > 0.95:
         warnings.append(f"{name}: the model solves it already (pass@1 {report['pass@1']['value']:.2f})")
+    for metric, share in report["replies"].items():
+        if share > MANY_LOST:
+            what = "could not be read" if metric.startswith("reward/unreadable") else "never came"
+            warnings.append(
+                f"{name}: {share:.0%} of the replies that the reward asked for {what} ({metric}); ask otherwise "
+                "(reply: json, max_tokens, template), or of another model"
+            )
     return warnings

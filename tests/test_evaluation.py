@@ -97,6 +97,7 @@ def test_evaluate_samples_and_decodes_greedily():
 def report(**changes):
     figures = {"task": "sums", "auroc_within_groups": 0.9, "truncated": 0.0, "pass@1": 0.3, "pass@8": 0.6}
     figures |= {"auroc_within_groups_interval": {"low": 0.41, "high": 0.62, "n": 12}, "auroc_within_answered": 0.9}
+    figures |= {"no_opinion": 0.0, "replies": {"reward/unreadable/judge": 0.2, "reward/failed/judge": 0.0}}
     figures |= {"auroc_within_answered_interval": {"low": 0.4, "high": 0.6, "n": 9}} | changes
     return {name: {"value": v} if name.startswith("pass@") else v for name, v in figures.items()}
 
@@ -105,10 +106,11 @@ def report(**changes):
     ("changes", "expected"),
     [
         ({}, None),
-        ({"auroc_within_groups": 0.5}, "0.50 [0.41, 0.62], 12 prompts, only"),
+        ({"auroc_within_groups": 0.5}, "0.500 [0.41, 0.62], 12 prompts, only"),
         ({"auroc_within_groups": None}, "teach nothing"),
+        ({"auroc_within_groups": None, "no_opinion": 1.0}, "no opinion on any completion"),
         ({"auroc_within_answered": 0.5}, "knows who answers, and hardly what is right"),
-        ({"auroc_within_answered": 0.5}, "0.50 [0.40, 0.60], 9 prompts, only"),
+        ({"auroc_within_answered": 0.5}, "0.500 [0.40, 0.60], 9 prompts, only"),
         ({"auroc_within_answered": None}, None),  # too few answers to tell
     ],
 )
@@ -145,7 +147,13 @@ def test_a_reward_is_tried_on_others_where_the_first_prompt_is_too_long(monkeypa
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
-    [({}, None), ({"truncated": 0.5}, "max_tokens"), ({"pass@1": 0.99, "pass@8": 1.0}, "solves it already")],
+    [
+        ({}, None),
+        ({"truncated": 0.5}, "max_tokens"),
+        ({"pass@1": 0.99, "pass@8": 1.0}, "solves it already"),
+        ({"replies": {"reward/unreadable": 0.3}}, "30% of the replies that the reward asked for could not be read"),
+        ({"replies": {"reward/failed/j": 1.0}}, "never came (reward/failed/j)"),
+    ],
 )
 def test_preflight_warns_of_what_else_is_in_the_way(changes, expected):
     warnings = _warnings(report(**changes), 8)

@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from reward.types import RewardContext, RewardError, TokenStats
 from rlsf.config.load import load_config
 from rlsf.errors import ConfigError, DataError
 from rlsf.evaluation.grading import Grader
+from rlsf.files import check_output, write_parts
 from rlsf.offline.completions import read_completions
 from rlsf.offline.config import ScoreConfig, load_score_config
 from rlsf.offline.demands import Demands, demands_of, no_model_error
@@ -558,6 +561,24 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path
     arguments = ["score", str(source), "--reward", str(config), "--output", str(tmp_path)]
     assert run_cli(arguments, tmp_path / "log") == 2
     assert "is a folder; name a file in it" in " ".join((tmp_path / "log").read_text().split())
+
+
+def test_a_pipe_is_written_to_and_stays_one_and_a_link_stays_a_link(tmp_path: Path) -> None:
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    check_output(pipe)
+    reader = ThreadPoolExecutor(1).submit(pipe.read_text)
+    write_parts(pipe, ("a", "b"))
+    assert reader.result() == "ab" and pipe.is_fifo()
+    link.symlink_to(target)
+    write_parts(link, ("c",))
+    assert link.is_symlink() and target.read_text() == "c"
+
+
+def test_the_config_is_not_overwritten_with_what_it_scores(tmp_path: Path) -> None:
+    source, config = write(tmp_path / "answers.jsonl", ROWS), write(tmp_path / "reward.yaml", MAJORITY)
+    assert run_cli(["score", str(source), "--reward", str(config), "--output", str(config)], tmp_path / "log") == 2
+    assert "is the file of --reward" in (tmp_path / "log").read_text() and config.read_text() == MAJORITY
 
 
 def test_a_prompt_beyond_the_context_is_refused_with_its_line(tmp_path: Path) -> None:

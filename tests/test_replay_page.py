@@ -630,6 +630,8 @@ def test_a_page_that_cannot_be_written_is_one_message_and_leaves_the_old_one(pag
                 write_page(store, tmp_path / "page.html", NEWEST, run=tmp_path)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        with pytest.raises(RunDirError, match="is a file of the run itself"):
+            write_page(store, tmp_path / "samples" / "a.html", NEWEST, run=tmp_path)
         with pytest.raises(RunDirError, match="is a folder; name a file in it"):
             write_page(store, tmp_path / "replay", NEWEST, run=tmp_path)
         with pytest.raises(RunDirError, match="cannot write"):

@@ -196,6 +196,11 @@ def test_math_reads_integers_of_thousands_of_digits() -> None:
         process.close()
 
 
+@pytest.mark.parametrize("answer", ["1e3", "1.0e+3", "x = 1e3", "1,000"])
+def test_math_reads_scientific_notation(answer: str) -> None:
+    assert grade("math", answer, "1000", TEXT).correct
+
+
 def test_math_outlives_an_answer_that_ends_its_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     worker = tmp_path / "math_worker.py"
     worker.write_text(

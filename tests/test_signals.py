@@ -24,7 +24,7 @@ from rlsf.evaluation.statistics import Estimate
 from rlsf.offline.plot import plot_signals
 from rlsf.offline.signals import DEFAULT_SIGNALS, SignalReport, best_first, measure_signals
 from rlsf.offline.stored import ENOUGH, describe_versions, nearest_groups
-from rlsf.offline.table import signals_table, write_signals
+from rlsf.offline.table import _label_free_table, _truth_table, signals_table, write_signals
 from rlsf.replay import ReplayStore
 from rlsf.run_dir import RunDir
 from rlsf.scorer import Scorer
@@ -202,6 +202,13 @@ def test_the_tables_fit_a_terminal_of_80_columns_and_lose_nothing() -> None:
         assert text.count(f"{name} ") == 2
     assert text.count("0.80 [0.75, 0.85]") == len(reports)
     assert "-0.31" in text and "-123" in text and "2.10" in text and "12.0" in text
+
+
+def test_the_documentation_shows_the_columns_of_the_tables() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "signals.md").read_text("utf-8")
+    for table in (_truth_table([report()]), _label_free_table([report(unreadable=None, failed=None)])):
+        words = [part for column in table.columns for part in str(column.header).split("\n")]
+        assert [word for word in words if word not in page] == []
 
 
 def test_a_table_without_truth_has_no_columns_for_it() -> None:

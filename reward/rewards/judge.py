@@ -17,25 +17,28 @@ TOO_LONG = Score(None, {}, {"note": "no judgement: with this answer the question
 
 _NUMBER = r"((?<![\w.,/-])-?[0-9]+(?:\.[0-9]+)?(?![\w/]|[.,][0-9]))"
 _I_GIVE = r"I(?:['’](?:d|ll))?(?: (?!(?:not|never|cannot)\b)\w+){0,2} (?:say|give|rate|assign|award)"
+_STANDS = (
+    r"(?=[ \"')\]]*(?:\Z|\n|[.!](?:\s|\Z)|[;(]|,(?!\s*[0-9])|:(?!\s*[(0-9])"
+    r"|[-–—](?!\s*(?:[(0-9]|[b-hj-z]\b|[ai]\b(?! [a-z]{2})))"
+    r"|(?:because|since|as (?:it|the)|points?|stars?)\b))"
+)
+"""What may follow a number that is given as a grade: the end, a pause, a reason; and no sum, range or condition."""
 _CALLED = re.compile(
     r"(?i)\b(?:(?:grade|score|rating)\b(?: (?:is|of|would be))?"
     rf"|(?:{_I_GIVE}|(?:give|rate|assign|award)s? (?:it|this|that)\b)"
-    rf"(?: (?:it|this|that|the|an?|proposed|answer|grade|score|rating|of|as)){{0,12}})[ :=]{{0,9}}{_NUMBER}"
-    r"(?! (?:is|was|seems|looks|would|might|may)\b)"
+    rf"(?: (?:it|this|that|the|an?|proposed|answer|grade|score|rating|of|as)){{0,12}})[ :=]{{0,9}}{_NUMBER}{_STANDS}"
 )
-"""A number that is called a grade, or given as one, and not spoken about ("Grade 1 is too harsh", "7 - 3 gives 4")."""
-_LABELLED = re.compile(rf"(?i)\b(?:grade|score|rating)\b {{0,9}}[:=] {{0,9}}{_NUMBER}")
+"""A number that is called a grade, or given as one, and not spoken about ("Grade 1 is too harsh", "I give 5 if")."""
+_LABELLED = re.compile(rf"(?i)\b(?:grade|score|rating)\b {{0,9}}[:=] {{0,9}}{_NUMBER}(?:{_STANDS}|(?= (?-i:[A-Z])))")
 """A grade as a form would state it; of several numbers that are called grades, these count."""
-_OPENS = re.compile(
-    rf"[\W_]*{_NUMBER}[ \"')\]]*"
-    r"(?:\Z|\n|[.!](?:\Z|\n)|[;(]|[-–—:](?!\s*(?:[(\d]|[b-hj-z]\b))|,(?!\s*[0-9])|(?:points?|stars?)\b)"
-)
+_OPENS = re.compile(rf"(?i)[\W_]*{_NUMBER}{_STANDS}(?![ \"')\]]*[.!][^\S\n]*[^\s])")
 """A number that opens the reply, and is neither one of several, nor the number of a sentence, nor worked with."""
 _ECHO = "\ue000"
 """Stands where the scale was repeated."""
-_AFTER_ECHO = re.compile(rf"(?i)(?!.*\banswer)[^0-9.;\n]{{0,60}}?{_NUMBER}")
+_AFTER_ECHO = re.compile(rf"(?i)(?!.*\banswer)[^0-9.;\n]{{0,60}}?{_NUMBER}{_STANDS}")
 _NO_GRADE = re.compile(
-    r"(?i)(?:\b(?:max\w*|min\w*|(?:high|low|b)est|worst|top|full|possible|(?:can)?not|never)|n['’]t)\b[\w ']*\Z"
+    r"(?i)(?:\b(?:max\w*|min\w*|(?:high|low|b)est|worst|top|full|possible|(?:can)?not|never|nobody|none|no one)|n['’]t)"
+    r"\b[\w ']*\Z|\bif\b[^.!?;\n]*\Z"
 )
 """Before a number that is called a grade, but is not the one that is given."""
 
@@ -104,15 +107,15 @@ def parse_grade(text: str, low: float, high: float, *, truncated: bool = False) 
     that opens the reply ("4", "4, because"). Echoes of the scale are put aside: "1 to 5", "from 1 (wrong) to 5
     (right)", "between 1 and 5", "/5", "out of 5".
 
-    None where there is no such number (other numbers may be the answer itself, or count reasons), where several are
-    called its grade and none is written as one, where it lies outside [low, high], or where it is the last thing
-    before the reply was cut off, so that digits may be missing.
+    None where there is no such number (other numbers may be the answer itself, or count reasons), where different ones
+    are written as its grade, or are called it and none is written as one, where it lies outside [low, high], or where
+    it is the last thing before the reply was cut off, so that digits may be missing.
     """
     text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text.replace("−", "-").replace("*", "")))
     text = _without_scale(text, low, high)
     written = _given(_LABELLED, text)
     found = written or _given(_CALLED, text)
-    if not written and len({float(match[1]) for match in found}) > 1:
+    if len({float(match[1]) for match in found}) > 1:
         return None
     before, echo, after = text.rpartition(_ECHO)
     if found:

@@ -24,7 +24,7 @@ Actions = Annotated[tuple[Action, ...], Field(min_length=1), AfterValidator(_in_
 class WatchConfig(Section):
     """A metric that must stay within a bound."""
 
-    metric: str
+    metric: str = Field(min_length=1)
     """Name in metrics.jsonl, such as rollout/entropy; docs/loop.md lists them."""
     above: float | None = None
     below: float | None = None

@@ -96,7 +96,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         warn(
             console,
             "not one optimizer step was taken, so the loop changed nothing: no group of rollouts had rewards that "
-            "differ. Look into samples/ for what they were",
+            "differ, if any at all. Look into samples/ for what they were, and why",
         )
     if summary["stop_reason"]:
         say(console, f"Stopped early: {summary['stop_reason']}.")
