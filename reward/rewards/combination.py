@@ -46,6 +46,9 @@ class CombinedReward(BaseReward):
             name: {} for name, c in self._components.items() if c.normalize in ("task", "running")
         }
 
+    _means_stand_in = False
+    """Whether a component without an opinion on a rollout counts as its mean over the group."""
+
     @abstractmethod
     def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
         """One number from the components' normalised values; None is no opinion. `means` are those of the group, of
@@ -109,7 +112,11 @@ class CombinedReward(BaseReward):
             evidence[name] = dict(score.evidence)
             if self._components[name].normalize != "none":
                 evidence[name]["normalized"] = normalized[name]
-        return Score(self._combine(normalized, means, iteration), components, evidence)
+        value = self._combine(normalized, means, iteration)
+        if self._means_stand_in and value is not None:
+            for name in [name for name in means if normalized[name] is None]:
+                evidence[name]["counted_as"] = means[name]
+        return Score(value, components, evidence)
 
     def state(self) -> dict[str, Any]:
         """Running moments by component and task, and the states of the components."""
@@ -139,20 +146,7 @@ class WeightedSumReward(CombinedReward):
     not count."""
 
     name = "weighted_sum"
-
-    def _combined(
-        self,
-        scores: dict[str, Score],
-        normalized: dict[str, float | None],
-        means: Mapping[str, float],
-        iteration: int,
-    ) -> Score:
-        score = super()._combined(scores, normalized, means, iteration)
-        evidence = dict(score.evidence)
-        for name, value in normalized.items():
-            if score.value is not None and value is None and name in means:
-                evidence[name] = {**evidence[name], "counted_as": means[name]}
-        return replace(score, evidence=evidence)
+    _means_stand_in = True
 
     def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
         weights = {name: weight_at(c.weight, iteration) for name, c in self._components.items()}
