@@ -180,7 +180,8 @@ def _gains(task: str, method: str, cells: dict[int, dict[str, Any]], verifier: d
         ),
     ]
     if len(cells) < FEW:
-        rows += [_of_one_seed(task, method, seed, result) for seed, result in sorted(cells.items())]
+        for seed, result in sorted(cells.items()):
+            rows += _of_one_seed(task, method, seed, result)
     both = sorted(gains.keys() & verifier.keys())
     if method != "verifier" and both:
         labels = {seed: _gain(verifier[seed], "verifier", "pass@1") for seed in both}
@@ -191,11 +192,19 @@ def _gains(task: str, method: str, cells: dict[int, dict[str, Any]], verifier: d
     return rows
 
 
-def _of_one_seed(task: str, method: str, seed: int, result: dict[str, Any]) -> Row:
-    """A paired bootstrap over the held-out prompts."""
-    change = _task(result)["change"]["pass@1"]
-    name = f"{task}: {method}, change of pass@1, seed {seed}"
-    return Row(name, change["value"], "share", change["low"], change["high"], change["n"], (seed,))
+def _of_one_seed(task: str, method: str, seed: int, result: dict[str, Any]) -> list[Row]:
+    """What the signal knew beforehand (where the run had a preflight), and what it taught: a paired bootstrap over the
+    held-out prompts."""
+    measured = [("change of pass@1", "share", _task(result)["change"]["pass@1"])]
+    measured += [
+        ("AUROC within groups in preflight", "auroc", known)
+        for part in result["summary"]["preflight"] or []
+        if (known := part["auroc_within_groups_interval"])
+    ]
+    return [
+        Row(f"{task}: {method}, {name}, seed {seed}", m["value"], unit, m["low"], m["high"], m["n"], (seed,))
+        for name, unit, m in measured
+    ]
 
 
 def _gain(result: dict[str, Any], method: str, key: str) -> float:

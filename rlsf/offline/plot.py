@@ -63,16 +63,21 @@ def _draw_cost(axes: "Axes", rows: Sequence[SignalReport]) -> None:
     milliseconds = [1000 * report.seconds_per_rollout for report in rows]
     axes.plot(milliseconds, range(len(rows)), "s", color=COST, markersize=5)
     axes.set_xscale("log")
-    axes.set_xlim(min(milliseconds) / 2, max(milliseconds) * 60)  # room for the words behind the marks
+    axes.set_xlim(min(milliseconds) / 2, max(milliseconds) * 5000)  # room for the words behind the marks
     for row, report in enumerate(rows):
         tokens = f", {report.tokens_per_rollout:.0f} tokens" if report.tokens_per_rollout else ""
         axes.annotate(
-            f"{milliseconds[row]:.2g} ms{tokens}", (milliseconds[row], row), xytext=(7, 0), textcoords="offset points",
-            va="center", fontsize=8.5,
+            f"{_plain(milliseconds[row])} ms{tokens}", (milliseconds[row], row),
+            xytext=(7, 0), textcoords="offset points", va="center", fontsize=8.5,
         )  # fmt: skip
     axes.set_xlabel("ms per rollout, and tokens generated")
     axes.grid(axis="x", alpha=0.3)
     axes.tick_params(axis="y", length=0)
+
+
+def _plain(milliseconds: float) -> str:
+    """Two digits, and never an exponent above 1."""
+    return f"{milliseconds:.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"
 
 
 def _title(reports: Sequence[SignalReport]) -> str:
