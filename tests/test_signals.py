@@ -238,7 +238,7 @@ def test_the_plot_names_every_signal_and_its_cost(tmp_path: Path) -> None:
     ]
     plot_signals(reports, tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text()
-    for words in ("votes", "judge", "unknown", "1.5e+03 ms, 64 tokens", "2.1 ms", "AUROC against the truth"):
+    for words in ("votes", "judge", "unknown", "1500 ms, 64 tokens", "2.1 ms", "AUROC against the truth"):
         assert f"<!-- {words}" in drawn, words
     plot_signals(reports, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
