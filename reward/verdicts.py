@@ -24,7 +24,7 @@ _NOUN = r"(?i:answer|response|option|choice|judge|judge?ment)"
 _CLAUSE_END = re.compile(r"[.!?;,\n]+|\s[-–—]+\s|\b(?:because|since)\b")
 _BARE = re.compile(rf"\W*(?:{_NOUN}\W+)?([AB])[^\w:]*")
 _BETTER = r"(?i:better|best|right|correct|preferable|superior|stronger)"
-_DEGREE = r"(?:the|a|also|equally|just as|clearly|much|slightly)"
+_DEGREE = r"(?:the|a|also|clearly|much|slightly)"
 _CLAIMS = (
     re.compile(
         rf"\b([AB])\)?(?:'s \w+)? (?:wins|beats|(?:is|was|seems|would be) (?:{_DEGREE} )*(?:{_BETTER}|more \w+))\b"
@@ -35,6 +35,9 @@ _CLAIMS = (
     ),
     re.compile(r"[\[{]([AB])[\]}]"),
 )
+_COUPLE = re.compile(rf"(?:\b{_NOUN} )?\(?\b[AB]\b\)?(?: (?i:or|and) |\s?[/&]\s?)(?:\b{_NOUN} )?\(?\b[AB]\b\)?")
+"""The two in one breath ("A or B", "answer A and answer B"): named so, neither is preferred."""
+_TIE = re.compile(r"(?i)\b(?:equally|just as (?:good|right|correct|well)|as good as|a tie|tied|no difference)\b")
 _DOUBT = re.compile(r"(?i)\b(?:not|cannot|neither|nor|whether|if|worse|worst|wrong|incorrect|less)\b|n['’]t\b")
 
 
@@ -42,10 +45,13 @@ def read_verdict(reply: Reply) -> Verdict | None:
     """The preference in free words: a letter that opens the reply ("B", "(A). It ..."), one that is called the better
     ("Answer A is better than B.", "The better one is B", "[[A]]"), or the only one named.
 
-    None for a reply that prefers neither or both, or only says what is wrong. The last word of a reply that was cut
-    off is not trusted: its rest is missing.
+    None for a reply that prefers neither or both, or only says what is wrong. Questions prefer nothing. The last word
+    of a reply that was cut off is not trusted: its rest is missing.
     """
-    text = re.sub(r'[*`"_]', "", reply.text).strip()
+    said = re.split(r"(?<=[.!?;\n])", re.sub(r'[*`"_]', "", reply.text))
+    text = _COUPLE.sub("them", "".join(sentence for sentence in said if not sentence.endswith("?"))).strip()
+    if _TIE.search(text):
+        return None
     if reply.truncated:
         text = re.sub(r"(?<!\w)\w+\Z", "", text)
     clauses = [" ".join(clause.split()) for clause in _CLAUSE_END.split(text)]

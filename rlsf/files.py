@@ -34,7 +34,7 @@ def write_parts(path: Path, parts: Iterable[str]) -> None:
     Raises:
         OSError: it cannot be written; the old one is untouched then.
     """
-    if _is_special(path):
+    if is_special(path):
         with path.open("w", encoding="utf-8") as file:
             file.writelines(parts)
         return
@@ -66,15 +66,16 @@ def check_output(output: Path) -> None:
     """Raises RunDirError where the file cannot be written: to learn that after long work would be too late."""
     if output.is_dir():
         raise RunDirError(f"--output: {output} is a folder; name a file in it")
-    if _is_special(output):
+    if is_special(output):
         return
     with mendable_output(output):
+        output = output.resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=output.parent, prefix=f".{output.name[:100]}."):
             pass
 
 
-def _is_special(path: Path) -> bool:
+def is_special(path: Path) -> bool:
     """A pipe, a terminal, /dev/null: to put a file in its place would take it away from everybody."""
     return path.exists() and not path.is_file() and not path.is_dir()
 

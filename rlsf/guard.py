@@ -218,14 +218,19 @@ class Guard:
         return is_trouble and not known
 
     def _rolling_back(self) -> dict[str, WatchConfig]:
-        """The watches that roll back, by key. One whose metric was never there has no say."""
-        watches = {_key(watch): watch for watch in self._config.watch if "roll_back" in watch.then}
-        return {key: watch for key, watch in watches.items() if key in self.state.recent}
+        """The watches that roll back, by key. One whose metric was never there has no say, but for validation: that is
+        measured now and then, and nobody knows how an adapter fares there before it is."""
+        return {
+            key: watch
+            for watch in self._config.watch
+            if "roll_back" in watch.then
+            and ((key := _key(watch)) in self.state.recent or watch.metric.startswith("validation/"))
+        }
 
     def _is_sound(self) -> bool:
         """Whether the watches that roll back have seen whole windows and nothing wrong in them."""
         watches = self._rolling_back()
-        whole = all(len(self.state.recent[key]) == watch.window for key, watch in watches.items())
+        whole = all(len(self.state.recent.get(key, ())) == watch.window for key, watch in watches.items())
         return bool(watches) and whole and not watches.keys() & set(self.state.in_trouble)
 
     def _first_described(self) -> int:

@@ -31,6 +31,15 @@ OWN = {
 """What rlsf itself puts into the folder of a run."""
 
 
+def check_not_of_a_run(output: Path) -> None:
+    """Raises RunDirError where a command's `--output` would replace what a run keeps for itself."""
+    place = output.resolve()
+    for folder in place.parents:
+        is_run = (folder / "versions.json").is_file() or (folder / "replay").is_dir()
+        if is_run and place.relative_to(folder).parts[0] in OWN - {"evidence.html"}:
+            raise RunDirError(f"--output: {output} is a file of the run itself; name another one")
+
+
 START_WAIT = 10.0
 """Seconds that a start waits for another one of the same name."""
 

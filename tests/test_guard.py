@@ -67,6 +67,19 @@ def test_an_adapter_that_nobody_looked_at_is_not_gone_back_to() -> None:
     assert {i: v[0].to_iteration for i, v in found.items() if v} == {10: 5, 15: 5}
 
 
+def test_until_validation_has_been_sound_the_way_back_leads_to_the_beginning() -> None:
+    watches = (
+        WatchConfig(metric="rollout/kl", above=1.0, window=1, then=("roll_back",)),
+        WatchConfig(metric="validation/t/pass@1", below=0.3, window=1, then=("roll_back",)),
+    )
+    guard = Guard(GuardConfig(watch=watches), GuardState())
+    guard.begin("t", 0)
+    for i in range(1, 5):
+        guard.observe(i, {"rollout/kl": 0.0})
+    assert guard.state.best_iteration == 0  # the divergence is fine: whether the answers are, nobody knows
+    assert guard.observe(5, {"rollout/kl": 0.0, "validation/t/pass@1": 0.1})[0].to_iteration == 0
+
+
 def test_the_rarest_measurement_decides_how_far_back_it_goes() -> None:
     watches = (
         WatchConfig(metric="often", above=1.0, window=2, then=("roll_back",)),

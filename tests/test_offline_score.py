@@ -1,11 +1,12 @@
 """Scoring completions from a file: what is read, what is refused, and what comes out, through the real command."""
 
+import errno
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from reward.config import RewardConfig
 from reward.factory import make_reward
 from reward.types import RewardContext, RewardError, TokenStats
 from rlsf.config.load import load_config
-from rlsf.errors import ConfigError, DataError
+from rlsf.errors import ConfigError, DataError, RunDirError
 from rlsf.evaluation.grading import Grader
 from rlsf.files import check_output, write_parts
 from rlsf.offline.completions import read_completions
@@ -27,7 +28,7 @@ from rlsf.offline.config import ScoreConfig, load_score_config
 from rlsf.offline.demands import Demands, demands_of, no_model_error
 from rlsf.offline.rollouts import as_rollouts, completion_ids, with_logprobs
 from rlsf.offline.score import score_file
-from rlsf.run_dir import read_jsonl
+from rlsf.run_dir import check_not_of_a_run, read_jsonl
 from rollouts.types import SamplingParams
 from tests.killing import run_cli
 from tests.reward_fakes import ScriptedEngine
@@ -571,6 +572,7 @@ def test_a_pipe_is_written_to_and_stays_one_and_a_link_stays_a_link(tmp_path: Pa
     write_parts(pipe, ("a", "b"))
     assert reader.result() == "ab" and pipe.is_fifo()
     link.symlink_to(target)
+    check_output(link)
     write_parts(link, ("c",))
     assert link.is_symlink() and target.read_text() == "c"
 
@@ -622,6 +624,9 @@ def test_what_was_scored_before_an_error_is_kept(tmp_path: Path, monkeypatch: py
         score_file(write(tmp_path / "answers.jsonl", rows), config, Console(), output=output)
     assert not output.exists()
     assert [row["reward"] for row in read_jsonl(tmp_path / "out.part.jsonl")] == [1, 2]
+    with pytest.raises(RewardError, match="raised AssertionError"):
+        score_file(tmp_path / "answers.jsonl", config, Console(), output=output)
+    assert len(list(read_jsonl(tmp_path / "out.part2.jsonl"))) == 2  # and what was saved before stays
 
 
 def test_a_function_is_given_tokens_only_where_it_names_them(tmp_path: Path) -> None:
@@ -636,3 +641,33 @@ def test_a_label_free_reward_gets_no_reference_to_see(tmp_path: Path) -> None:
     clean = [row["reward"] for row in scored(tmp_path)]
     score(tmp_path, [{**row, "reference": "666"} for row in ROWS], MAJORITY)
     assert [row["reward"] for row in scored(tmp_path)] == clean
+
+
+def test_scores_that_cannot_be_written_are_kept_beside_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+
+    def write_but(path: Path, parts: Iterable[str]) -> None:
+        if path == output:
+            raise OSError(errno.EIO, "Input/output error")
+        write_parts(path, parts)
+
+    monkeypatch.setattr("rlsf.offline.score.write_parts", write_but)
+    config = ScoreConfig.model_validate({"reward": {"kind": "majority"}})
+    with pytest.raises(RunDirError, match=r"cannot write .*out.jsonl: Input/output error"):
+        score_file(write(tmp_path / "answers.jsonl", ROWS), config, Console(), output=output)
+    assert len(list(read_jsonl(tmp_path / "out.part.jsonl"))) == len(ROWS)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples/sum.jsonl", "config.yaml"])
+def test_what_a_run_keeps_for_itself_is_no_output(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "versions.json").write_text("{}")
+    check_not_of_a_run(tmp_path / "run" / "scored.jsonl")
+    check_not_of_a_run(tmp_path / "run" / "evidence.html")
+    with pytest.raises(RunDirError, match="is a file of the run itself"):
+        check_not_of_a_run(tmp_path / "run" / name)
+    config = ScoreConfig.model_validate({"reward": {"kind": "majority"}})
+    with pytest.raises(RunDirError, match="is a file of the run itself"):
+        score_file(write(tmp_path / "answers.jsonl", ROWS), config, Console(), output=tmp_path / "run" / name)

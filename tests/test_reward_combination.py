@@ -48,6 +48,10 @@ def test_in_a_weighted_sum_no_opinion_speaks_neither_for_a_rollout_nor_against_i
     assert scores[0].evidence == {"a": {"note": "fixed"}, "b": {"note": "fixed"}}
     assert scores[1].evidence == {"a": {"note": "fixed"}, "b": {"note": "fixed", "counted_as": 10}}
     assert scores[3].evidence == scores[0].evidence
+    unweighted = WeightedSumReward({"a": Component(Fixed([1, 2])), "b": Component(Fixed([10, None]), 0.0)})
+    scores = unweighted.score([GROUP_OF_4[:2]], context(prompt()))[0]
+    assert [score.value for score in scores] == [1, 2]
+    assert scores[1].evidence == {"a": {"note": "fixed"}, "b": {"note": "fixed"}}
 
 
 def test_a_sum_beyond_all_numbers_is_refused() -> None:

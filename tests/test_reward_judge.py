@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward.config import FrozenWriterConfig, JudgeConfig, LocalWriterConfig
-from reward.rewards.judge import JudgeReward, parse_grade, parse_json_grade
+from reward.grades import parse_grade, parse_json_grade
+from reward.rewards.judge import JudgeReward
 from reward.types import Reply, RewardError, Score
 from rlsf.models.lab_tasks import LAB_DIR
 from rollouts.config import TransformersEngineConfig
@@ -288,6 +289,39 @@ def test_judge_seed_depends_on_run_and_iteration_alone() -> None:
         ("It is not a 5.", None),
         ("I would not give it a 5", None),
         ("I can't give it a 1", None),
+        ("The proposed answer is correct so I give it a 5.", 5),
+        ("The proposed answer is not correct so I give it a 1.", 1),
+        ("The answer is right and my grade is 5", 5),
+        ("The answer isn't right and my grade is 1", 1),
+        ("There is a minor slip so I give it a 4", 4),
+        ("It shows full work and my grade is 5", 5),
+        ("It is wrong, so I would not say the grade is 5.", None),
+        ("1\n2\n3\n4\n5", None),
+        ("1.\n2.\n3.", None),
+        ("1)\n2)\n3)", None),
+        ("1 (certainly wrong), 2, 3, 4, 5 (certainly right)", None),
+        ("2; 3", None),
+        ("4\n4\n4", 4),
+        ("4\n7 + 5 = 12", 4),
+        ("4; 3 of the steps are right", 4),
+        ("2 + 2? I'd say 4, so the proposed answer is wrong", None),
+        ("I'd say a 4, since it is right", 4),
+        ("I would give 4 as the answer", None),
+        ("I give it a 4, as the sum is nearly right", 4),
+        ("I give it 5 points out of 10", None),
+        ("I give it 4 points.", 4),
+        ("Score: 5 (out of 10)", None),
+        ("4 points out of 10", None),
+        ("Score: 5 / 10", None),
+        ("5 - two is 3", None),
+        ("Rating: [[5]]", 5),
+        ('{"grade": 4, "reason": "a slip"}', 4),
+        ('Grade: "4"', 4),
+        ("Grade: (4)", 4),
+        ("Grade: `4`", 4),
+        ("Grade: (5 - 3)", None),
+        ("Grade:\n4", 4),
+        ("Grade:\n1. The answer is correct.", None),
     ],
 )
 def test_grade_is_a_number_that_is_meant_as_one_and_lies_on_the_scale(reply: str, grade: float | None) -> None:
@@ -297,6 +331,10 @@ def test_grade_is_a_number_that_is_meant_as_one_and_lies_on_the_scale(reply: str
 def test_grade_at_the_end_of_a_cut_off_reply_is_not_trusted() -> None:
     assert parse_grade("I give it 1", 1, 10, truncated=True) is None
     assert parse_grade("I give it 1 because", 1, 10, truncated=True) == 1
+    for said in ("Score: 0.", "Grade: 1 -", "Grade: 1,", "Grade: 1 (", "1", "1 "):
+        assert parse_grade(said, 0, 10, truncated=True) is None, said
+        assert parse_grade(said.rstrip(" -,("), 0, 10) == float(said.rstrip(" -,(.")[-1]), said
+    assert parse_grade("1\n", 0, 10, truncated=True) == 1
 
 
 def test_the_lab_model_grades_its_own_answers() -> None:

@@ -165,6 +165,13 @@ def test_there_is_no_opinion_where_no_grade_can_be_read(garbage: str) -> None:
         ("Final grade: 4/5", 4),
         ("Grade: -4", None),
         ("4", None),
+        ("Grade: 1. If it were right: Grade: 5", 1),
+        ("Grade: 1 (the best grade is 5).", 1),
+        ("I give it a 1. The best possible grade is 5.", 1),
+        ("Grade: 2. On reflection, grade: 5", None),
+        ("It is 13, so I would not say the grade is 5.", None),
+        ("Grade: 4 Reason: one digit is off", 4),
+        ("1 (certainly wrong) to 5 (certainly right): 4", None),
     ],
 )
 def test_the_grade_is_what_stands_behind_that_word_where_the_template_asks_for_it(

@@ -23,8 +23,9 @@ import pytest
 
 import reward.openai_writer
 from reward.config import JudgeConfig, OpenAIWriterConfig
+from reward.grades import grade_schema
 from reward.openai_writer import OpenAIWriter, shared_writer
-from reward.rewards.judge import JudgeReward, grade_schema
+from reward.rewards.judge import JudgeReward
 from reward.types import Reply, RewardError
 from rlsf.models.lab_tasks import LAB_DIR
 from rollouts.config import TransformersEngineConfig

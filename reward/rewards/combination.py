@@ -46,8 +46,11 @@ class CombinedReward(BaseReward):
             name: {} for name, c in self._components.items() if c.normalize in ("task", "running")
         }
 
-    _means_stand_in = False
-    """Whether a component without an opinion on a rollout counts as its mean over the group."""
+    def _stood_in(
+        self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int
+    ) -> Sequence[str]:
+        """The components without an opinion on a rollout that count as their mean over the group."""
+        return ()
 
     @abstractmethod
     def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
@@ -113,8 +116,8 @@ class CombinedReward(BaseReward):
             if self._components[name].normalize != "none":
                 evidence[name]["normalized"] = normalized[name]
         value = self._combine(normalized, means, iteration)
-        if self._means_stand_in and value is not None:
-            for name in [name for name in means if normalized[name] is None]:
+        if value is not None:
+            for name in self._stood_in(normalized, means, iteration):
                 evidence[name]["counted_as"] = means[name]
         return Score(value, components, evidence)
 
@@ -146,20 +149,25 @@ class WeightedSumReward(CombinedReward):
     not count."""
 
     name = "weighted_sum"
-    _means_stand_in = True
 
     def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
-        weights = {name: weight_at(c.weight, iteration) for name, c in self._components.items()}
-        counting = {name: value for name, value in values.items() if weights[name] != 0}
-        if all(value is None for value in counting.values()):
+        weights = self._counting(iteration)
+        if all(values[name] is None for name in weights):
             return None
-        return _total(
-            [
-                weights[name] * (means[name] if value is None else value)
-                for name, value in counting.items()
-                if name in means
-            ]
-        )
+        known = {name: values[name] for name in weights} | {
+            name: means[name] for name in self._stood_in(values, means, iteration)
+        }
+        return _total([weights[name] * value for name, value in known.items() if value is not None])
+
+    def _stood_in(
+        self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int
+    ) -> Sequence[str]:
+        return [name for name in self._counting(iteration) if values[name] is None and name in means]
+
+    def _counting(self, iteration: int) -> dict[str, float]:
+        """The weights that are not 0."""
+        weights = {name: weight_at(c.weight, iteration) for name, c in self._components.items()}
+        return {name: weight for name, weight in weights.items() if weight != 0}
 
 
 class ProductReward(CombinedReward):

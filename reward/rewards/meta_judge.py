@@ -11,8 +11,9 @@ from reward.base import BaseReward, Groups, prompt_of
 from reward.comparisons import Comparison, Competitor, Pair, compare, shares_won
 from reward.config import AskingSection, MetaJudgeConfig
 from reward.distinct import score_distinct
+from reward.grades import grade_schema, parse_grade, parse_json_grade
 from reward.rewards.combination import counting_as
-from reward.rewards.judge import TOO_LONG, before_next_case, grade_schema, parse_grade, parse_json_grade
+from reward.rewards.judge import TOO_LONG, before_next_case
 from reward.templates import fill, question_about
 from reward.types import Lesson, Reply, RewardContext, Score
 from rollouts.types import Prompt, Rollout
@@ -97,11 +98,8 @@ class MetaJudgeReward(BaseReward):
         if self._config.reply == "json":
             return parse_json_grade(reply.text, low, high)
         reply = before_next_case(reply, self._config.template)
-        text = reply.text
-        if _GRADE.search(self._config.template):  # numbers of the reasoning before it are none
-            _, *graded = _GRADE.split(text)
-            text = graded[-1] if graded else ""
-        return parse_grade(text, low, high, truncated=reply.truncated)
+        asks_for_label = _GRADE.search(self._config.template) is not None  # numbers of the reasoning before it are none
+        return parse_grade(reply.text, low, high, truncated=reply.truncated, labelled_only=asks_for_label)
 
     def _pairs(self, case: Case) -> list[Pair]:
         distinct = dict.fromkeys(competitor for competitor in case.competitors if competitor is not None)

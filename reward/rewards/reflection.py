@@ -85,7 +85,7 @@ class ReflectionReward(BaseReward):
         try:
             scores = self._measure.score(groups, counting_as("measure", context))
         except RewardError as error:
-            raise RewardError(f"measure: {error}") from error
+            raise type(error)(f"measure: {error}") from error
         return [_by_id(group, group_scores) for group, group_scores in zip(groups, scores, strict=True)]
 
     def _score_one(self, case: Case, rollout: Rollout) -> Score:

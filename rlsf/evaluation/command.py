@@ -20,7 +20,7 @@ from rlsf.evaluation.report import print_evaluations
 from rlsf.files import check_output, mendable_output, write_text
 from rlsf.models import load_tokenizer, resolve_model
 from rlsf.models.loading import choose_device, choose_dtype
-from rlsf.run_dir import RunDir, iteration_of, iterations_in
+from rlsf.run_dir import RunDir, check_not_of_a_run, iteration_of, iterations_in
 from rlsf.same import check_same_config, check_same_data
 from rlsf.seeds import derive_seed
 from rlsf.tasks import Task, build_stream
@@ -51,6 +51,7 @@ def evaluate_run(
     """
     if output is not None:
         check_output(output)
+        check_not_of_a_run(output)
     config = load_config(directory.config)
     check_same_config(directory, config)
     stream = build_stream(config)

@@ -15,9 +15,9 @@ from reward.factory import make_reward
 from reward.types import Score
 from reward.verifiers import make_verifier
 from rlsf.display import Display, say
-from rlsf.errors import DataError
+from rlsf.errors import DataError, RunDirError
 from rlsf.evaluation.grading import Grader
-from rlsf.files import check_output, mendable_output, write_parts
+from rlsf.files import check_output, is_special, mendable_output, write_parts
 from rlsf.offline.batches import Batches
 from rlsf.offline.completions import Completion, CompletionGroup, read_completions
 from rlsf.offline.config import TASK, ScoreConfig
@@ -32,6 +32,7 @@ from rlsf.offline.demands import (
 from rlsf.offline.models import open_models
 from rlsf.offline.rollouts import make_rollouts
 from rlsf.replay.show import visible
+from rlsf.run_dir import check_not_of_a_run
 from rlsf.scorer import Scorer
 from rlsf.seeds import derive_seed
 
@@ -50,6 +51,7 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
     """
     if output is not None:
         check_output(output)
+        check_not_of_a_run(output)
         if output.exists() and path.exists() and output.samefile(path):
             raise DataError(f"--output: {output} is the file that is scored; name another one")
     groups = read_completions(path, config, labels=uses_labels(config.reward))
@@ -76,7 +78,7 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
                 )
         except BaseException:
             if output is not None:
-                _save_part(output, _in_order(groups, batches.scores), total, console)
+                _save_part(output, path, _in_order(groups, batches.scores), total, console)
             raise
         finally:
             scorer.close()
@@ -84,18 +86,23 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
     if output is None:
         console.print(_table(rows))
     else:
-        with mendable_output(output):
-            write_parts(output, map(_line, rows))
+        try:
+            with mendable_output(output):
+                write_parts(output, map(_line, rows))
+        except RunDirError:
+            _save_part(output, path, rows, total, console)
+            raise
     say(console, summary(rows, len({prompt.id for prompt in prompts}), batches.counts))
     if output is not None:
         say(console, f"Written to {output}")
 
 
-def _save_part(output: Path, rows: Sequence[Row], total: int, console: Console) -> None:
-    """What was scored before something broke: judgements may have cost money."""
+def _save_part(output: Path, scored: Path, rows: Sequence[Row], total: int, console: Console) -> None:
+    """What was scored before something broke, in a file of its own: judgements may have cost money. Beside the output;
+    beside the file that is scored where the output is a pipe or a device."""
     if not rows:
         return
-    part = output.with_name(f"{output.stem}.part{output.suffix}")
+    part = _unused(scored if is_special(output) else output)
     what = f"The {len(rows)} of {total} completions that were scored by then"
     try:
         write_parts(part, map(_line, rows))
@@ -103,6 +110,11 @@ def _save_part(output: Path, rows: Sequence[Row], total: int, console: Console) 
         say(console, f"{what} could not be saved in {part}: {error.strerror or error}")
     else:
         say(console, f"{what} are in {part}")
+
+
+def _unused(path: Path) -> Path:
+    parts = (path.with_name(f"{path.stem}.part{number}{path.suffix}") for number in ("", *range(2, 10_000)))
+    return next(part for part in parts if not part.exists())
 
 
 def _in_order(groups: Sequence[CompletionGroup], scores: Sequence[Sequence[Score] | None]) -> list[Row]:

@@ -23,7 +23,7 @@ from rlsf.files import write_parts
 from rlsf.replay.page.view import Offset, nowhere, view
 from rlsf.replay.reader import ReplayReader
 from rlsf.replay.show import number, visible
-from rlsf.run_dir import OWN
+from rlsf.run_dir import check_not_of_a_run
 
 PACKAGE = "rlsf.replay.page"
 LONGEST_NAME = 200
@@ -81,19 +81,13 @@ def write_page(
     try:
         if path.is_dir():
             raise RunDirError(f"--output: {path} is a folder; name a file in it")
-        _check_not_of_the_run(path, run)
+        check_not_of_a_run(path)
         write_parts(path, parts)
     except OSError as error:
         raise RunDirError(
             f"cannot write {path}: {error.strerror or error}; --output FILE writes the page elsewhere"
         ) from error
     return shown, stored
-
-
-def _check_not_of_the_run(path: Path, run: Path) -> None:
-    place, run = path.resolve(), run.resolve()
-    if place.is_relative_to(run) and place.relative_to(run).parts[0] in OWN - {"evidence.html"}:
-        raise RunDirError(f"--output: {path} is a file of the run itself; name another one")
 
 
 def _select(store: ReplayReader, selection: Selection) -> tuple[Iterator[Group], int]:
