@@ -95,7 +95,15 @@ def check_settings(cell: Cell) -> None:
 
 def _result(run: Path) -> dict[str, Any]:
     """The summary, and the metrics that make a learning curve."""
-    kept = ("validation/", "reward/mean", "rollout/", "guard/", "train/learning_rate", "reward/unreadable")
+    kept = (
+        "validation/",
+        "reward/mean",
+        "rollout/",
+        "guard/",
+        "train/learning_rate",
+        "reward/unreadable",
+        "reward/no_opinion",
+    )
     curve = [
         {
             key: round(value, 5) if isinstance(value, float) else value

@@ -117,7 +117,7 @@ def report() -> None:
         for method, cells in methods.items():
             rows += _gains(task, method, cells, methods.get("verifier", {}))
         plot(task, methods, FIGURES / f"self_feedback_{task}.svg")
-    print_rows(rows, "What each signal teaches: change of held-out accuracy over the untrained model")
+    print_rows(rows, "What each signal teaches: change of held-out accuracy over the model that the loop starts from")
     summaries = [cell["summary"] for methods in found.values() for cells in methods.values() for cell in cells.values()]
     measured = merged([{key: summary[key] for key in ("versions", "commit", "machine")} for summary in summaries])
     print(f"written to {write_results('self_feedback', rows, measured)}")
@@ -160,12 +160,12 @@ def _baselines(task: str, methods: Methods) -> list[Row]:
     cells = next((cells for method, cells in methods.items() if method != "sft"), {})
     rows = []
     for title, key in (("pass@1", "pass@1"), ("greedy", "greedy"), ("majority vote", "majority@")):
-        values = {seed: _untrained(result, key) for seed, result in cells.items()}
-        rows.append(row_over_seeds(f"{task}: untrained, {title}", values))
+        values = {seed: _before(result, key) for seed, result in cells.items()}
+        rows.append(row_over_seeds(f"{task}: before the loop, {title}", values))
     return rows
 
 
-def _untrained(result: dict[str, Any], key: str) -> float:
+def _before(result: dict[str, Any], key: str) -> float:
     task = _task(result)
     before = task[task["change"]["from"]]
     return next(before[name]["value"] for name in before if name.startswith(key))
@@ -199,7 +199,7 @@ def _of_one_seed(task: str, method: str, seed: int, result: dict[str, Any]) -> l
     measured += [
         ("AUROC within groups in preflight", "auroc", known)
         for part in result["summary"]["preflight"] or []
-        if (known := part["auroc_within_groups_interval"])
+        if (known := part.get("auroc_within_groups_interval"))
     ]
     return [
         Row(f"{task}: {method}, {name}, seed {seed}", m["value"], unit, m["low"], m["high"], m["n"], (seed,))

@@ -27,7 +27,8 @@ def score_distinct(
     if unanswered := sum(map(len, groups)) - len(answered):
         context.count("unanswered", unanswered)
     scored = dict(zip(distinct, score(list(distinct.values())), strict=True)) if distinct else {}
-    silent, unasked = Score(None, {}, {"note": SILENT}), Score(0.0, {name: 0.0}, {"note": "no answer to grade"})
+    silent = Score(None, {}, {"note": SILENT})
+    unasked = Score(0.0, {name: 0.0}, {"note": "no answer to grade"}, unasked=True)
     return [
         [scored[_key(rollout)] if rollout.id in answered else unasked for rollout in group]
         if any(rollout.id in answered for rollout in group)

@@ -32,6 +32,8 @@ class Score:
     """The named parts that `value` was made of, before weights."""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     """Votes, critique, judge's words, parsed answer, grade: whatever a person needs to see why. JSON-serialisable."""
+    unasked: bool = False
+    """Whether the value is that of a completion which states no answer, so that nobody was asked about it."""
 
 
 @dataclass(frozen=True, slots=True)

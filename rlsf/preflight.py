@@ -109,7 +109,7 @@ def preflight(run: "Run", task: "Task") -> dict[str, Any]:
     mute = _ignorance(report, n, config.min_auroc)
     if config.strict and mute is not None:
         raise ConfigError(f"preflight: {mute} (preflight.strict is set)")
-    report["warnings"] = [*([] if mute is None else [mute]), *_warnings(report, n)]
+    report["warnings"] = [*([] if mute is None else [mute]), *_warnings(report, n, config.min_auroc)]
     return report
 
 
@@ -144,7 +144,7 @@ def _seen(interval: dict[str, float] | None) -> str:
     return "" if interval is None else " [{low:.2f}, {high:.2f}], {n} prompts,".format(**interval)
 
 
-def _warnings(report: dict[str, Any], n: int) -> list[str]:
+def _warnings(report: dict[str, Any], n: int, min_auroc: float) -> list[str]:
     """What else stands in the way of learning."""
     name, warnings = report["task"], []
     if report["truncated"] > 0.25:
@@ -154,6 +154,13 @@ def _warnings(report: dict[str, Any], n: int) -> list[str]:
         )
     if report[f"pass@{n}"]["value"] > 0.98 and report["pass@1"]["value"] > 0.95:
         warnings.append(f"{name}: the model solves it already (pass@1 {report['pass@1']['value']:.2f})")
+    interval = report["auroc_within_groups_interval"]
+    if n > 1 and interval is not None and interval["low"] <= 0.5 and report["auroc_within_groups"] >= min_auroc:
+        warnings.append(
+            f"{name}: within groups, a right answer outranks a wrong one with probability "
+            f"{report['auroc_within_groups']:.2f}{_seen(interval)} which may be chance: raise preflight.canary to "
+            "know, and let a guard watch"
+        )
     for metric, share in report["replies"].items():
         if share > MANY_LOST:
             what = "could not be read" if metric.startswith("reward/unreadable") else "never came"

@@ -153,10 +153,15 @@ def test_a_reward_is_tried_on_others_where_the_first_prompt_is_too_long(monkeypa
         ({"pass@1": 0.99, "pass@8": 1.0}, "solves it already"),
         ({"replies": {"reward/unreadable": 0.3}}, "30% of the replies that the reward asked for could not be read"),
         ({"replies": {"reward/failed/j": 1.0}}, "never came (reward/failed/j)"),
+        (
+            {"auroc_within_groups": 0.6, "auroc_within_groups_interval": {"low": 0.45, "high": 0.75, "n": 9}},
+            "0.60 [0.45, 0.75], 9 prompts, which may be chance",
+        ),
     ],
 )
 def test_preflight_warns_of_what_else_is_in_the_way(changes, expected):
-    warnings = _warnings(report(**changes), 8)
+    sure = {"auroc_within_groups_interval": {"low": 0.8, "high": 0.95, "n": 12}}
+    warnings = _warnings(report(**(sure | changes)), 8, min_auroc=0.55)
     assert len(warnings) == (expected is not None)
     assert expected is None or expected in warnings[0]
 

@@ -671,3 +671,11 @@ def test_what_a_run_keeps_for_itself_is_no_output(tmp_path: Path, name: str) -> 
     config = ScoreConfig.model_validate({"reward": {"kind": "majority"}})
     with pytest.raises(RunDirError, match="is a file of the run itself"):
         score_file(write(tmp_path / "answers.jsonl", ROWS), config, Console(), output=tmp_path / "run" / name)
+
+
+def test_an_endpoint_that_never_answers_is_an_error_that_says_why(tmp_path: Path) -> None:
+    by = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": None, "timeout": 1}
+    config = ScoreConfig.model_validate({"reward": {"kind": "judge", "by": by, "samples": 1, "retries": 0}})
+    with pytest.raises(RewardError, match=r"not one of the 4 questions .* was answered: .*connection"):
+        score_file(write(tmp_path / "answers.jsonl", ROWS), config, Console(), output=tmp_path / "out.jsonl")
+    assert [row["reward"] for row in scored(tmp_path)] == [None] * 4

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from reward.base import BaseReward, Groups
-from reward.config import ProductConfig
+from reward.config import JudgeConfig, ProductConfig
 from reward.rewards.combination import Component, MinimumReward, ProductReward, WeightedSumReward, weight_at
 from reward.rewards.gate import GateReward
+from reward.rewards.judge import JudgeReward
 from reward.types import RewardContext, RewardError, Score
+from rollouts.types import Prompt
 from tests.reward_fakes import ScriptedEngine, context, group, prompt, values
 
 
@@ -52,6 +54,21 @@ def test_in_a_weighted_sum_no_opinion_speaks_neither_for_a_rollout_nor_against_i
     scores = unweighted.score([GROUP_OF_4[:2]], context(prompt()))[0]
     assert [score.value for score in scores] == [1, 2]
     assert scores[1].evidence == {"a": {"note": "fixed"}, "b": {"note": "fixed"}}
+
+
+def test_what_a_judge_could_not_read_does_not_count_as_if_it_stated_no_answer() -> None:
+    def said(prompt: Prompt, *_: Any) -> str:
+        return "5" if "answer: 5" in prompt.text else "garbage"
+
+    judged = Component(JudgeReward(JudgeConfig(samples=1, retries=0)))
+    reward = WeightedSumReward({"judge": judged, "length": Component(Fixed([0, 0, 0, 0]))})
+    seen = context(prompt(), engine=ScriptedEngine(said))
+    scores = reward.score([group("5", "6", "no idea", "none")], seen)[0]
+    assert [score.value for score in scores] == [1, 1, 0, 0]
+    assert scores[1].evidence["judge"]["counted_as"] == 1  # the mean of what was judged, which is one answer
+    deaf = context(prompt(), engine=ScriptedEngine(lambda *_: "garbage"))
+    scores = reward.score([group("5", "6", "no idea", "none")], deaf)[0]
+    assert "counted_as" not in scores[0].evidence["judge"]
 
 
 def test_a_sum_beyond_all_numbers_is_refused() -> None:

@@ -55,7 +55,7 @@ class CombinedReward(BaseReward):
     @abstractmethod
     def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
         """One number from the components' normalised values; None is no opinion. `means` are those of the group, of
-        components that have an opinion on any of it."""
+        components that have an opinion on any of it; what stating no answer earns unasked is none."""
 
     def _score(self, groups: Groups, context: RewardContext) -> Scores:
         scores = {name: part_scores(name, c.reward, groups, context) for name, c in self._components.items()}
@@ -73,7 +73,10 @@ class CombinedReward(BaseReward):
     def _combined_group(
         self, scores: dict[str, list[Score]], normalized: dict[str, list[float | None]], iteration: int
     ) -> list[Score]:
-        known = {name: _known(values) for name, values in normalized.items()}
+        known = {
+            name: _known([v for v, part in zip(values, scores[name], strict=True) if not part.unasked])
+            for name, values in normalized.items()
+        }
         means = {name: math.fsum(values) / len(values) for name, values in known.items() if values}
         size = len(next(iter(scores.values())))
         return [
@@ -145,7 +148,8 @@ class CombinedReward(BaseReward):
 class WeightedSumReward(CombinedReward):
     """Σ weight · component; no opinion where no component has one. A component without an opinion on the rollout counts
     as its mean over the group, so that within the group it speaks neither for the rollout nor against it; one without
-    an opinion on any of the group is left out. At weight 0 a component is scored for the record, and its opinion does
+    an opinion on any of the group is left out. The zeros of completions that state no answer, about which nobody was
+    asked, are no part of that mean. At weight 0 a component is scored for the record, and its opinion does
     not count."""
 
     name = "weighted_sum"

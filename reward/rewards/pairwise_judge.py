@@ -65,7 +65,7 @@ class PairwiseJudgeReward(BaseReward):
         if competitor is None:
             if alone:
                 return Score(None, {}, {"note": "nobody in the group has an answer"})
-            return Score(0.0, {self.name: 0.0}, {"note": "no answer to compare"})
+            return Score(0.0, {self.name: 0.0}, {"note": "no answer to compare"}, unasked=True)
         comparisons = met.get(competitor.id, [])
         evidence: dict[str, Any] = {
             "compared_as": competitor.id,

@@ -17,7 +17,7 @@ from reward.rewards.combination import counting_as
 from reward.types import Need, RewardContext, RewardError, Score
 from rollouts.types import Rollout
 
-UNASKED = Score(0.0, {"reflection": 0.0}, {"answer": None, "note": "no answer to reflect on"})
+UNASKED = Score(0.0, {"reflection": 0.0}, {"answer": None, "note": "no answer to reflect on"}, unasked=True)
 
 
 class ReflectionReward(BaseReward):

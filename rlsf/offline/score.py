@@ -1,7 +1,8 @@
 """What `rlsf score` does."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from reward.config import uses_labels
 from reward.factory import make_reward
-from reward.types import Score
+from reward.types import RewardError, Score
 from reward.verifiers import make_verifier
 from rlsf.display import Display, say
 from rlsf.errors import DataError, RunDirError
@@ -95,6 +96,28 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
     say(console, summary(rows, len({prompt.id for prompt in prompts}), batches.counts))
     if output is not None:
         say(console, f"Written to {output}")
+    check_some_reply_came(batches.counts, [score for _, score in rows])
+
+
+def check_some_reply_came(counts: Mapping[str, float], scores: Iterable[Score]) -> None:
+    """Raises RewardError, with the most frequent reason, where every question that a reward asked went unanswered."""
+    asked, failed = (
+        sum(amount for name, amount in counts.items() if name.rpartition("/")[2] == key) for key in ("asked", "failed")
+    )
+    if asked and failed == asked:
+        reasons = Counter(_failures([score.evidence for score in scores])).most_common(1)
+        why = reasons[0][0] if reasons else "the evidence says why (--output)"
+        raise RewardError(f"not one of the {asked:g} questions that the reward asked was answered: {why}")
+
+
+def _failures(evidence: Any) -> Iterator[str]:
+    """What is called so, wherever it stands."""
+    if isinstance(evidence, Mapping):
+        yield from map(str, evidence.get("failures") or ())
+        evidence = list(evidence.values())
+    if isinstance(evidence, list | tuple):
+        for item in evidence:
+            yield from _failures(item)
 
 
 def _save_part(output: Path, scored: Path, rows: Sequence[Row], total: int, console: Console) -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,12 @@ def write_signals(reports: Sequence[SignalReport], source: dict[str, Any], folde
 
 
 def _flat(report: SignalReport) -> dict[str, Any]:
-    """One column per number; an interval has three."""
+    """One column per number; an interval has three. What was counted stands in the JSON file alone."""
     row: dict[str, Any] = {}
     for field in fields(report):
         value = getattr(report, field.name)
+        if isinstance(value, Mapping):
+            continue
         row[field.name] = value.value if isinstance(value, Estimate) else value
         if field.name.startswith("auroc"):
             row[f"{field.name}_low"] = value.low if value is not None else None
