@@ -195,7 +195,8 @@ def _gains(task: str, method: str, cells: dict[int, dict[str, Any]], verifier: d
 def _of_one_seed(task: str, method: str, seed: int, result: dict[str, Any]) -> list[Row]:
     """What the signal knew beforehand (where the run had a preflight), and what it taught: a paired bootstrap over the
     held-out prompts."""
-    measured = [("change of pass@1", "share", _task(result)["change"]["pass@1"])]
+    change = _task(result)["change"]
+    measured = [(f"change of {key}", "share", change[key]) for key in ("pass@1", "greedy")]
     measured += [
         ("AUROC within groups in preflight", "auroc", known)
         for part in result["summary"]["preflight"] or []

@@ -44,7 +44,7 @@ _LABELLED = re.compile(
 )
 """A grade as a form would state it ("Grade: 4", "Rating: [[4]]"); of several that are called grades, these count."""
 
-_OWN_LINE = re.compile(rf"(?ix) (?:\A|\n|[;,][ ]?) [^\w\n-]* {_NUMBER}" + _STANDS)
+_OWN_LINE = re.compile(rf"(?ix) (?:\A|\n|[;,][ ]?) [^\w\n-]{{0,9}} {_NUMBER}" + _STANDS)
 """A number that opens the reply, or a line or an item behind it."""
 _NUMBERS_A_SENTENCE = re.compile(r"""[ "')\]]*[.!][^\S\n]*\S""")
 """What follows the 1 of "1. The answer is correct"."""

@@ -141,7 +141,10 @@ def test_whatever_a_judge_says_it_grades_between_0_and_1_or_not_at_all(text: str
     assert len(score.evidence["judgements"][0]) < 550
 
 
-@pytest.mark.parametrize("text", [" " * 100_000, "1 " * 50_000, "from 1 to " * 10_000, "1(" * 50_000, "1=" * 50_000])
+@pytest.mark.parametrize(
+    "text",
+    [" " * 100_000, "1 " * 50_000, "from 1 to " * 10_000, "1(" * 50_000, "1=" * 50_000, "," * 100_000, "4," * 50_000],
+)
 def test_a_long_reply_is_read_in_no_time(text: str) -> None:
     started = time.monotonic()
     parse_grade(text, 1, 5)
