@@ -45,7 +45,7 @@ class GateReward(BaseReward):
         components = part_components("condition", self._parts["condition"], condition)
         components |= part_components("reward", self._parts["reward"], reward)
         evidence = {"open": is_open, "condition": dict(condition.evidence), "reward": dict(reward.evidence)}
-        return Score(value, components, evidence)
+        return Score(value, components, evidence, unasked=bool(is_open) and reward.unasked)
 
     def state(self) -> dict[str, Any]:
         return {name: part.state() for name, part in self._parts.items()}

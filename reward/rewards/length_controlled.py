@@ -110,7 +110,7 @@ class LengthControlledReward(BaseReward):
 
     def _controlled(self, score: Score, value: float | None, evidence: Mapping[str, Any]) -> Score:
         components = part_components("reward", self._reward, score)
-        return Score(value, components, {**evidence, "reward": dict(score.evidence)})
+        return Score(value, components, {**evidence, "reward": dict(score.evidence)}, unasked=score.unasked)
 
     def state(self) -> dict[str, Any]:
         """The fit, and the state of the inner reward."""
