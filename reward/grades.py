@@ -31,7 +31,7 @@ _WHAT = r"(?:[ ](?:it|this|that|the|an?|proposed|answer|grade|score|rating|of|as
 _CALLED = re.compile(
     rf"""(?ix)
     (?: {_LABEL}(?:[ ](?:is|of|would[ ]be))?
-      | \b(?:{_I_GIVE}|(?:give|rate|assign|award)s?[ ](?:it|this|that)\b){_WHAT}
+      | \b(?:{_I_GIVE}|(?:give|rate|assign|award)(?:[ ](?:it|this|that)\b|s[ ](?:it|this|that)[ ]an?\b)){_WHAT}
     ) [ :=]{{0,9}} {_NUMBER}"""
     + _STANDS
 )
@@ -54,11 +54,20 @@ _AFTER_ECHO = re.compile(rf"(?ix) (?!.*\banswer) [^0-9.;\n]{{0,60}}? {_NUMBER}" 
 
 _NO_GRADE = re.compile(
     r"(?i)(?:\b(?:max(?:imum|imal)?|min(?:imum|imal)?|(?:high|low|b)est|worst|top|full|possible"
-    r"|(?:can)?not|never|nobody|none|no one)|n['’]t)\b[\w ']*\Z|\bif\b[^.!?;\n]*\Z"
+    r"|(?:can)?not|never|nobody|none|no one)|n['’]t)\b[\w ']*\Z"
+    r"|\b(?:average|mean|median|total|sum|class|team|test|in|no|hardly)[ ]\Z"
 )
 """Before a number that is called a grade, but is not the one that is given."""
 _CONCLUDES = re.compile(r"(?i)\b(?:so|and|but|hence|thus|therefore|then)\b")
 """What goes before is another statement: "It is not right, and so I give it 1"."""
+_DRAWS = re.compile(r"(?i)\b(?:so|hence|thus|therefore)\b")
+_SUPPOSES = re.compile(
+    r"(?i)\b(?:if|unless|otherwise|had (?:it|this|that|the)|(?:was|were) going to"
+    r"|an? (?:right|correct|perfect|wrong) answer would)\b"
+)
+"""A condition of the sentence, from which nothing was drawn yet: what is said in it is the grade of another answer."""
+_OWN_ANSWER = re.compile(r"(?i)\b(?:give\b.*\banswer(?: as)?|rate\b.*\banswer) -?[0-9.]+\Z")
+"""The judge solves the task itself ("I would give the answer as 4"), or names the answer that it speaks of."""
 _MAY_GO_ON = re.compile(r"[ .,:;(–—-]*")
 """Behind the last number of a reply that was cut off: of "4." or "5 -" nobody knows what it was going to be."""
 
@@ -100,7 +109,11 @@ def _given(pattern: re.Pattern[str], text: str) -> Found:
 
 
 def _speaks_of_another(text: str, match: re.Match[str]) -> bool:
-    before = _CONCLUDES.split(text[max(0, match.start() - 60) : match.start()])[-1]
+    said = text[max(0, match.start() - 300) : match.start()]
+    sentence = _DRAWS.split(re.split(r"[.!?;\n]", said)[-1])[-1]
+    if _SUPPOSES.search(sentence) or _OWN_ANSWER.search(match[0]):
+        return True
+    before = _CONCLUDES.split(said[-60:])[-1]
     is_listed = "\n" in match[0] and _NUMBERS_A_SENTENCE.match(text, match.end(1)) is not None
     return is_listed or _NO_GRADE.search(before) is not None
 

@@ -58,7 +58,7 @@ def read_verdict(reply: Reply) -> Verdict | None:
     finished = clauses[:-1] if reply.truncated else clauses
     bare = {match[1] for clause in finished if (match := _BARE.fullmatch(clause))}
     opening = bare if _BARE.fullmatch(clauses[0]) else set()
-    sure = [clause for clause in clauses if not _DOUBT.search(clause)]
+    sure = [clause for clause in [*finished, *_unfinished(clauses, finished)] if not _DOUBT.search(clause)]
     preferred = opening | {letter for clause in sure for pattern in _CLAIMS for letter in pattern.findall(clause)}
     if preferred:
         return _verdict(preferred.pop()) if len(preferred) == 1 else None
@@ -66,6 +66,13 @@ def read_verdict(reply: Reply) -> Verdict | None:
     if chosen is None or set(re.findall(r"\b[AB]\b", text)) - {chosen.upper()}:
         return None
     return _verdict(chosen.upper())
+
+
+def _unfinished(clauses: list[str], finished: list[str]) -> list[str]:
+    """The clause in which a reply was cut off, as far as it speaks of one text alone: of the other it may have been
+    about to say more ("A is right but B is")."""
+    rest = clauses[len(finished) :]
+    return [clause for clause in rest if len(set(re.findall(r"\b[AB]\b", clause))) < 2]
 
 
 def read_verdict_json(reply: Reply) -> Verdict | None:

@@ -664,6 +664,8 @@ def test_scores_that_cannot_be_written_are_kept_beside_the_output(
 def test_what_a_run_keeps_for_itself_is_no_output(tmp_path: Path, name: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "versions.json").write_text("{}")
+    check_not_of_a_run(tmp_path / "run" / name)
+    (tmp_path / "run" / "config.yaml").write_text("")
     check_not_of_a_run(tmp_path / "run" / "scored.jsonl")
     check_not_of_a_run(tmp_path / "run" / "evidence.html")
     with pytest.raises(RunDirError, match="is a file of the run itself"):

@@ -66,6 +66,9 @@ def test_what_a_judge_could_not_read_does_not_count_as_if_it_stated_no_answer() 
     scores = reward.score([group("5", "6", "no idea", "none")], seen)[0]
     assert [score.value for score in scores] == [1, 1, 0, 0]
     assert scores[1].evidence["judge"]["counted_as"] == 1  # the mean of what was judged, which is one answer
+    nested = Component(ProductReward({"judge": judged}))
+    reward = WeightedSumReward({"nested": nested, "length": Component(Fixed([0, 0, 0, 0]))})
+    assert values(reward.score([group("5", "6", "no idea", "none")], seen)) == [[1, 1, 0, 0]]
     gated = Component(GateReward(Fixed([1, 1, 1, 1]), judged.reward, threshold=0.5, closed=0.0))
     reward = WeightedSumReward({"gated": gated, "length": Component(Fixed([0, 0, 0, 0]))})
     scores = reward.score([group("5", "6", "no idea", "none")], seen)[0]

@@ -131,6 +131,8 @@ def test_a_verdict_is_read_from_words(words: str, verdict: str | None) -> None:
         ("Answer A is", None),
         ("B. Since it", "B"),
         ("A is better bec", "A"),
+        ("A is right but B is better", None),
+        ("I think A is right and B is wrong", None),
     ],
 )
 def test_the_end_of_a_reply_that_was_cut_off_is_not_trusted(words: str, verdict: str | None) -> None:

@@ -122,7 +122,9 @@ class CombinedReward(BaseReward):
         if value is not None:
             for name in self._stood_in(normalized, means, iteration):
                 evidence[name]["counted_as"] = means[name]
-        return Score(value, components, evidence)
+        unasked = any(score.unasked for score in scores.values())
+        is_unasked = unasked and all(score.unasked or score.value is None for score in scores.values())
+        return Score(value, components, evidence, unasked=is_unasked and value is not None)
 
     def state(self) -> dict[str, Any]:
         """Running moments by component and task, and the states of the components."""

@@ -125,9 +125,10 @@ def _save_part(output: Path, scored: Path, rows: Sequence[Row], total: int, cons
     beside the file that is scored where the output is a pipe or a device."""
     if not rows:
         return
-    part = _unused(scored if is_special(output) else output)
     what = f"The {len(rows)} of {total} completions that were scored by then"
+    part = (scored if is_special(output) else output).resolve()
     try:
+        part = _unused(part)
         write_parts(part, map(_line, rows))
     except OSError as error:  # what broke before is the greater trouble
         say(console, f"{what} could not be saved in {part}: {error.strerror or error}")
@@ -136,7 +137,7 @@ def _save_part(output: Path, scored: Path, rows: Sequence[Row], total: int, cons
 
 
 def _unused(path: Path) -> Path:
-    parts = (path.with_name(f"{path.stem}.part{number}{path.suffix}") for number in ("", *range(2, 10_000)))
+    parts = (path.with_name(f"{path.stem[:100]}.part{number}{path.suffix}") for number in ("", *range(2, 10_000)))
     return next(part for part in parts if not part.exists())
 
 

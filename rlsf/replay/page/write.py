@@ -81,7 +81,7 @@ def write_page(
     try:
         if path.is_dir():
             raise RunDirError(f"--output: {path} is a folder; name a file in it")
-        check_not_of_a_run(path)
+        check_not_of_a_run(path, run)
         write_parts(path, parts)
     except OSError as error:
         raise RunDirError(
