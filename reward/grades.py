@@ -58,9 +58,11 @@ _NO_GRADE = re.compile(
     r"|\b(?:average|mean|median|total|sum|class|team|test|in|no|hardly)[ ]\Z"
 )
 """Before a number that is called a grade, but is not the one that is given."""
-_CONCLUDES = re.compile(r"(?i)\b(?:so|and|but|hence|thus|therefore|then)\b")
+_DRAWN = r"so|hence|thus|therefore"
+_DRAWS = re.compile(rf"(?i)\b(?:{_DRAWN})\b")
+"""What comes behind is a conclusion, and no condition binds it: "I checked if it is right, so I give it 5"."""
+_CONCLUDES = re.compile(rf"(?i)\b(?:{_DRAWN}|and|but|then)\b")
 """What goes before is another statement: "It is not right, and so I give it 1"."""
-_DRAWS = re.compile(r"(?i)\b(?:so|hence|thus|therefore)\b")
 _SUPPOSES = re.compile(
     r"(?i)\b(?:if|unless|otherwise|had (?:it|this|that|the)|(?:was|were) going to"
     r"|an? (?:right|correct|perfect|wrong) answer would)\b"

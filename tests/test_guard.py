@@ -17,10 +17,14 @@ from tests.killing import run_cli
 from tests.lab_run import metrics_of, run_lab
 
 
-def watching(**settings: Any) -> Guard:
-    guard = Guard(GuardConfig(watch=(WatchConfig(**settings),)), GuardState())
+def begun(config: GuardConfig) -> Guard:
+    guard = Guard(config, GuardState())
     guard.begin("t", 0)
     return guard
+
+
+def watching(**settings: Any) -> Guard:
+    return begun(GuardConfig(watch=(WatchConfig(**settings),)))
 
 
 def feed(guard: Guard, values: Sequence[float], metric: str = "m") -> dict[int, list[Verdict]]:
@@ -72,8 +76,7 @@ def test_until_validation_has_been_sound_the_way_back_leads_to_the_beginning() -
         WatchConfig(metric="rollout/kl", above=1.0, window=1, then=("roll_back",)),
         WatchConfig(metric="validation/t/pass@1", below=0.3, window=1, then=("roll_back",)),
     )
-    guard = Guard(GuardConfig(watch=watches), GuardState())
-    guard.begin("t", 0)
+    guard = begun(GuardConfig(watch=watches))
     for i in range(1, 5):
         guard.observe(i, {"rollout/kl": 0.0})
     assert guard.state.best_iteration == 0  # the divergence is fine: whether the answers are, nobody knows
@@ -85,8 +88,7 @@ def test_the_rarest_measurement_decides_how_far_back_it_goes() -> None:
         WatchConfig(metric="often", above=1.0, window=2, then=("roll_back",)),
         WatchConfig(metric="rarely", above=1.0, window=2, then=("roll_back",)),
     )
-    guard = Guard(GuardConfig(watch=watches), GuardState())
-    guard.begin("t", 0)
+    guard = begun(GuardConfig(watch=watches))
     for i in range(1, 10):
         guard.observe(i, {"often": 0.0} | ({"rarely": 0.0} if i in (3, 6, 9) else {}))
     assert guard.state.best_iteration == 5  # iterations 6 and 9 looked at adapters 5 and 8
@@ -99,8 +101,7 @@ def test_watches_of_one_metric_do_not_share_their_windows() -> None:
         WatchConfig(metric="m", above=1.0, window=1),
         WatchConfig(metric="m", above=1.0, window=3, then=("stop",)),
     )
-    guard = Guard(GuardConfig(watch=watches), GuardState())
-    guard.begin("t", 0)
+    guard = begun(GuardConfig(watch=watches))
     found = feed(guard, [2, 2, 2])
     assert [v.actions for v in found[1]] == [("warn",)] and [v.actions for v in found[3]] == [("stop",)]
 
@@ -115,16 +116,13 @@ def test_a_canary_with_nothing_to_say_leaves_the_decision_to_the_watches() -> No
     config = GuardConfig(
         canary=CanaryConfig(truth="votes"), watch=(WatchConfig(metric="m", above=1.0, window=1, then=("roll_back",)),)
     )
-    guard = Guard(config, GuardState())
-    guard.begin("t", 0)
+    guard = begun(config)
     assert feed(guard, [0, 0, 0, 5])[4][0].to_iteration == 2 and not guard.has_canary
 
 
 def canary(**settings: Any) -> Guard:
     config = CanaryConfig(**{"window": 1, "max_drop": 0.1, **settings})
-    guard = Guard(GuardConfig(canary=config, watch=(), max_rollbacks=1), GuardState())
-    guard.begin("t", 0)
-    return guard
+    return begun(GuardConfig(canary=config, watch=(), max_rollbacks=1))
 
 
 RIGHT = np.tile([0.4, 0.6, 0.5, 0.5], 8)
@@ -241,8 +239,7 @@ def test_prompts_that_all_fall_alike_are_still_that_many_prompts(prompts: int) -
 
 def test_a_watch_goes_back_to_what_the_canary_found_best_in_the_same_iteration() -> None:
     watch = WatchConfig(metric="m", above=1.0, window=1, then=("roll_back",))
-    guard = Guard(GuardConfig(canary=CanaryConfig(window=1), watch=(watch,)), GuardState())
-    guard.begin("t", 0)
+    guard = begun(GuardConfig(canary=CanaryConfig(window=1), watch=(watch,)))
     guard.take_baseline(both(RIGHT))
     [verdict] = guard.observe(1, {"m": 2.0}, both(RIGHT + 0.2))
     assert verdict.to_iteration == 1
@@ -259,14 +256,12 @@ def test_past_the_allowed_rollbacks_trouble_ends_the_run() -> None:
 
 def test_only_one_verdict_of_an_iteration_rolls_back() -> None:
     watches = tuple(WatchConfig(metric=m, above=0.0, window=1, then=("lower_rate", "roll_back")) for m in "ab")
-    guard = Guard(GuardConfig(watch=watches), GuardState())
-    guard.begin("t", 0)
+    guard = begun(GuardConfig(watch=watches))
     verdicts = guard.observe(1, {"a": 1.0, "b": 1.0})
     assert [v.actions for v in verdicts] == [("lower_rate", "roll_back"), ("warn",)]
     assert guard.state.rollbacks == 1
     watches = (watches[0], WatchConfig(metric="b", above=0.0, window=1, then=("roll_back", "stop")))
-    guard = Guard(GuardConfig(watch=watches), GuardState())
-    guard.begin("t", 0)
+    guard = begun(GuardConfig(watch=watches))
     assert [v.actions for v in guard.observe(1, {"a": 1.0, "b": 1.0})][1] == ("stop",)
 
 

@@ -46,16 +46,16 @@ class CombinedReward(BaseReward):
             name: {} for name, c in self._components.items() if c.normalize in ("task", "running")
         }
 
-    def _stood_in(
+    def _stand_ins(
         self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int
-    ) -> Sequence[str]:
-        """The components without an opinion on a rollout that count as their mean over the group."""
-        return ()
+    ) -> Mapping[str, float]:
+        """What components without an opinion on a rollout count as. `means` are those of the group, of components that
+        have an opinion on any of it; what stating no answer earns unasked is none."""
+        return {}
 
     @abstractmethod
-    def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
-        """One number from the components' normalised values; None is no opinion. `means` are those of the group, of
-        components that have an opinion on any of it; what stating no answer earns unasked is none."""
+    def _combine(self, values: Mapping[str, float | None], iteration: int) -> float | None:
+        """One number from the components' normalised values, stand-ins among them; None is no opinion."""
 
     def _score(self, groups: Groups, context: RewardContext) -> Scores:
         scores = {name: part_scores(name, c.reward, groups, context) for name, c in self._components.items()}
@@ -118,13 +118,12 @@ class CombinedReward(BaseReward):
             evidence[name] = dict(score.evidence)
             if self._components[name].normalize != "none":
                 evidence[name]["normalized"] = normalized[name]
-        value = self._combine(normalized, means, iteration)
-        if value is not None:
-            for name in self._stood_in(normalized, means, iteration):
-                evidence[name]["counted_as"] = means[name]
-        unasked = any(score.unasked for score in scores.values())
-        is_unasked = unasked and all(score.unasked or score.value is None for score in scores.values())
-        return Score(value, components, evidence, unasked=is_unasked and value is not None)
+        stand_ins = self._stand_ins(normalized, means, iteration)
+        for name, mean in stand_ins.items():
+            evidence[name]["counted_as"] = mean
+        value = self._combine({**normalized, **stand_ins}, iteration)
+        is_unasked = value is not None and all(score.unasked or score.value is None for score in scores.values())
+        return Score(value, components, evidence, unasked=is_unasked)
 
     def state(self) -> dict[str, Any]:
         """Running moments by component and task, and the states of the components."""
@@ -156,19 +155,17 @@ class WeightedSumReward(CombinedReward):
 
     name = "weighted_sum"
 
-    def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
-        weights = self._counting(iteration)
-        if all(values[name] is None for name in weights):
-            return None
-        known = {name: values[name] for name in weights} | {
-            name: means[name] for name in self._stood_in(values, means, iteration)
-        }
-        return _total([weights[name] * value for name, value in known.items() if value is not None])
-
-    def _stood_in(
+    def _stand_ins(
         self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int
-    ) -> Sequence[str]:
-        return [name for name in self._counting(iteration) if values[name] is None and name in means]
+    ) -> Mapping[str, float]:
+        counting = self._counting(iteration)
+        silent = [name for name in counting if values[name] is None]
+        return {name: means[name] for name in silent if name in means} if len(silent) < len(counting) else {}
+
+    def _combine(self, values: Mapping[str, float | None], iteration: int) -> float | None:
+        weighted = [(weight, values[name]) for name, weight in self._counting(iteration).items()]
+        terms = [weight * value for weight, value in weighted if value is not None]
+        return _total(terms) if terms else None
 
     def _counting(self, iteration: int) -> dict[str, float]:
         """The weights that are not 0."""
@@ -185,7 +182,7 @@ class ProductReward(CombinedReward):
 
     name = "product"
 
-    def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
+    def _combine(self, values: Mapping[str, float | None], iteration: int) -> float | None:
         for name, value in values.items():
             if value is not None and value < 0:
                 raise RewardError(
@@ -201,7 +198,7 @@ class MinimumReward(CombinedReward):
 
     name = "minimum"
 
-    def _combine(self, values: Mapping[str, float | None], means: Mapping[str, float], iteration: int) -> float | None:
+    def _combine(self, values: Mapping[str, float | None], iteration: int) -> float | None:
         known = _known(list(values.values()))
         return min(known) if len(known) == len(values) else None
 

@@ -1,7 +1,7 @@
 """Scoring many groups at once, with a bar to look at."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -89,3 +89,8 @@ def _batches(prompts: Sequence[Prompt], rollouts: Sequence[Sequence[Rollout]], w
 
 def _temperature(group: Sequence[Rollout]) -> float:
     return group[0].sampling.temperature
+
+
+def counted(counts: Mapping[str, float], counter: str) -> float:
+    """Over a reward and its parts, whose counters begin with their names."""
+    return sum(amount for name, amount in counts.items() if name.rpartition("/")[2] == counter)

@@ -19,7 +19,7 @@ from rlsf.display import Display, say
 from rlsf.errors import DataError, RunDirError
 from rlsf.evaluation.grading import Grader
 from rlsf.files import check_output, is_special, mendable_output, write_parts
-from rlsf.offline.batches import Batches
+from rlsf.offline.batches import Batches, counted
 from rlsf.offline.completions import Completion, CompletionGroup, read_completions
 from rlsf.offline.config import TASK, ScoreConfig
 from rlsf.offline.demands import (
@@ -101,10 +101,8 @@ def score_file(path: Path, config: ScoreConfig, console: Console, *, output: Pat
 
 def check_some_reply_came(counts: Mapping[str, float], scores: Iterable[Score]) -> None:
     """Raises RewardError, with the most frequent reason, where every question that a reward asked went unanswered."""
-    asked, failed = (
-        sum(amount for name, amount in counts.items() if name.rpartition("/")[2] == key) for key in ("asked", "failed")
-    )
-    if asked and failed == asked:
+    asked = counted(counts, "asked")
+    if asked and counted(counts, "failed") == asked:
         reasons = Counter(_failures([score.evidence for score in scores])).most_common(1)
         why = reasons[0][0] if reasons else "the evidence says why (--output)"
         raise RewardError(f"not one of the {asked:g} questions that the reward asked was answered: {why}")

@@ -23,7 +23,7 @@ from reward.config import (
 from rlsf.evaluation import association
 from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.statistics import Estimate
-from rlsf.offline.batches import Batches
+from rlsf.offline.batches import Batches, counted
 from rlsf.offline.demands import remembers
 from rlsf.scorer import Scorer
 from rlsf.seeds import derive_seed
@@ -171,11 +171,6 @@ def _is_labelled(prompt: Prompt) -> bool:
     return prompt.reference is not None or bool(prompt.grading)
 
 
-def _total(counts: Mapping[str, float], counter: str) -> float:
-    """Over a reward and its parts, whose counters begin with their names."""
-    return sum(amount for name, amount in counts.items() if name.rpartition("/")[2] == counter)
-
-
 def _report(
     name: str,
     config: RewardConfig,
@@ -193,9 +188,11 @@ def _report(
     ids = [prompts[index].id for index in labelled]
     flat = list(_with_lengths(graded.rollouts, values))
     said = np.array([value for value, _ in flat if value is not None])
-    asked = _total(counts, "asked")
-    is_mute = asked > 0 and _total(counts, "unreadable") + _total(counts, "failed") == asked  # then only the zeros of
-    is_calibrated = config.may_be_probability and not is_mute  # completions without an answer are there
+    asked = counted(counts, "asked")
+    unreadable, failed = counted(counts, "unreadable"), counted(counts, "failed")
+    # Where nothing was read, only the zeros of completions without an answer are there: wrong and sure of it.
+    is_mute = asked > 0 and unreadable + failed == asked
+    is_calibrated = config.may_be_probability and not is_mute
     return SignalReport(
         name=name,
         task=prompts[0].task,
@@ -213,10 +210,10 @@ def _report(
         mean=float(said.mean()) if len(said) else None,
         deviation=float(said.std()) if len(said) else None,
         no_opinion=1 - len(said) / len(flat),
-        unreadable=_total(counts, "unreadable") / asked if asked else None,
-        failed=_total(counts, "failed") / asked if asked else None,
+        unreadable=unreadable / asked if asked else None,
+        failed=failed / asked if asked else None,
         length_correlation=association.pearson(said, [length for value, length in flat if value is not None]),
-        tokens_per_rollout=_total(counts, "tokens") / len(flat),
+        tokens_per_rollout=counted(counts, "tokens") / len(flat),
         seconds_per_rollout=seconds / len(flat),
         counts=dict(counts),
     )
