@@ -26,8 +26,10 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at config files.", no_args_is_help=True)
 replay_app = typer.Typer(help="Look into a replay store.", no_args_is_help=True)
+continual_app = typer.Typer(help="Look at runs of several tasks.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(replay_app, name="replay")
+app.add_typer(continual_app, name="continual")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the experiment.", show_default=False)]
 RunPath = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
@@ -219,6 +221,20 @@ def replay_page(
     from rlsf.replay.page import Selection, make_page
 
     make_page(directory, _console(), Selection(tuple(ids or ()), task, iteration, limit), output)
+
+
+@continual_app.command("table")
+def continual_table(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.", show_default=False)],
+    output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
+) -> None:
+    """Compare runs of several tasks: accuracy, transfer, forgetting.
+
+    Example: rlsf continual table runs/sequential runs/ewc runs/joint
+    """
+    from rlsf.continual.table import compare_runs
+
+    compare_runs(runs, _console(), output=output)
 
 
 @app.command()

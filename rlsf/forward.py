@@ -146,6 +146,32 @@ def can_share_prompts(model: PreTrainedModel) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
+def divergence(
+    model: PreTrainedModel, hidden: Tensor, target: Tensor, *, temperature: float, forward_kl: bool
+) -> Tensor:
+    """KL divergence (nats) between the distributions at N positions, (N,), with gradient through `hidden`.
+
+    The logits of `HEAD_CHUNK` positions exist at a time.
+
+    Args:
+        hidden, target: (N, H) last hidden states of the policy and of what it is compared with.
+        forward_kl: KL(target ‖ policy); else KL(policy ‖ target).
+    """
+
+    def compute(ours: Tensor, theirs: Tensor) -> Tensor:
+        log_p = torch.log_softmax(logits(model, ours) / temperature, dim=-1)
+        with torch.no_grad():
+            log_q = torch.log_softmax(logits(model, theirs) / temperature, dim=-1)
+        if forward_kl:
+            return (log_q.exp() * (log_q - log_p)).sum(dim=-1)
+        return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+    chunks = zip(hidden.split(HEAD_CHUNK), target.split(HEAD_CHUNK), strict=True)
+    if hidden.requires_grad and len(hidden) > HEAD_CHUNK:
+        return torch.cat([checkpoint(compute, ours, theirs, use_reentrant=False) for ours, theirs in chunks])
+    return torch.cat([compute(ours, theirs) for ours, theirs in chunks])
+
+
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """The language-model head on (..., H) hidden states: (..., V), float32.
 

@@ -23,7 +23,8 @@ def begin_guard(run: "Run", task: "Task") -> None:
     """Before the first iteration of a task: take the canary's baseline, and keep the adapter it belongs to."""
     if run.guard.follows(task.name):
         return
-    run.guard.begin(task.name, run.state.iteration, iterations=task.last_iteration - run.state.iteration)
+    segment = run.stream.segment(run.state.iteration + 1)
+    run.guard.begin(task.name, run.state.iteration, iterations=segment.last - run.state.iteration)
     canary = run.config.guard.canary
     if canary is not None:
         if canary.truth == "votes":

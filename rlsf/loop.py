@@ -3,11 +3,13 @@
 This is the page to read first. `rlsf.run.Run` holds the parts that are used here.
 """
 
+from rlsf.continual.tasks import draw, earlier_groups, enter_task, replayed_prompts, replayed_samples
 from rlsf.evaluation.report import show_preflight, summarize
 from rlsf.guarding import begin_guard, guard
 from rlsf.preflight import preflight, try_reward
 from rlsf.run import Run
 from rlsf.scoring import (
+    Answered,
     count_tokens,
     make_groups,
     make_lessons,
@@ -16,7 +18,7 @@ from rlsf.scoring import (
     score_rollouts,
     vote_metrics,
 )
-from rlsf.stopping import should_stop
+from rlsf.stopping import end_if_converged, should_stop
 
 
 def train(run: Run) -> None:
@@ -43,7 +45,7 @@ def prepare(run: Run) -> None:
         run.evaluate_test("base")
     if run.config.warm_start is not None:
         with run.phase("warm start"):
-            metrics |= run.warm_start()
+            metrics |= run.warm_start(*run.warm_started_first)
         with run.phase("sync"):
             run.deliver()
         with run.phase("evaluate"):
@@ -55,7 +57,7 @@ def prepare(run: Run) -> None:
             show_preflight(run.state.preflight, run.display)
     with run.phase("evaluate"):
         metrics |= run.validate(0)
-    run.record(0, run.stream.tasks[0], [], metrics)
+    run.record(0, run.first_task, [], metrics)
     run.state.prepared = True
     with run.phase("checkpoint"):
         run.checkpoint()
@@ -65,38 +67,41 @@ def prepare(run: Run) -> None:
 def iterate(run: Run) -> None:
     """Generate, score, remember, learn, deliver, evaluate, look out, checkpoint."""
     iteration = run.state.iteration + 1
-    task = run.stream.active(iteration)
+    task, segment = run.stream.active(iteration), run.stream.segment(iteration)
     metrics: dict[str, float] = {}
 
+    with run.phase("consolidate"):
+        metrics |= enter_task(run, segment.task, iteration)
     with run.phase("guard"):
         begin_guard(run, task)
 
     with run.phase("generate"):
-        prompts = task.train_batch(iteration, run.config.loop.prompts)
-        rollouts = run.engine.generate(prompts, run.sampling(task), seed=run.seed("generate", iteration))
+        parts = [*run.stream.batch(iteration), *replayed_prompts(run, iteration, run.replayed_count)]
+        rollouts = [run.generate(part, number, iteration) for number, part in enumerate(parts)]
 
     with run.phase("score"):
-        scored = score_rollouts(run, task, prompts, rollouts, iteration)
-        metrics |= reward_metrics(rollouts, scored) | vote_metrics(run, task, rollouts)
+        answered = [
+            Answered(part.task, part.prompts, groups, score_rollouts(run, part.task, part.prompts, groups, iteration))
+            for part, groups in zip(parts, rollouts, strict=True)
+        ]
+        metrics |= reward_metrics(answered) | vote_metrics(run, answered)
 
     with run.phase("reference"):
-        answers = make_groups(run, task, prompts, rollouts, scored, iteration)
+        answers = [group for part in answered for group in make_groups(run, part, iteration)]
         metrics |= policy_metrics(run, task, answers)
-        fresh = [*answers, *make_lessons(run, task, scored, iteration)]
+        fresh = [*answers, *(lesson for part in answered for lesson in make_lessons(run, part, iteration))]
 
     with run.phase("remember"):
         run.replay.add(fresh, iteration=iteration)
-        replayed = run.replay.draw(
-            round(run.config.replay.ratio * len(answers)),
-            iteration=iteration,
-            policy_version=run.state.policy_version,
-            exclude_iteration=iteration,
-        )
+        batch = [*fresh, *replayed_samples(run, len(answers), iteration)]
+        run.strategies.replay(draw(run, run.strategies.distilled_groups, iteration, earlier_only=True))
 
     with run.phase("train"):
-        update = run.algorithm.update([*fresh, *replayed], iteration=iteration, seed=run.seed("update", iteration))
+        update = run.algorithm.update(
+            batch, iteration=iteration, seed=run.seed("update", iteration), earlier=earlier_groups(run, batch)
+        )
         run.replay.update_priorities(update.priorities, iteration=iteration)
-        metrics |= update.metrics
+        metrics |= update.metrics | run.strategies.metrics()
         run.state.steps += int(update.metrics.get("train/steps", 0))
 
     with run.phase("sync"):
@@ -106,17 +111,22 @@ def iterate(run: Run) -> None:
     with run.phase("evaluate"):
         if iteration % run.config.evaluation.every == 0 or iteration == run.stream.iterations:
             metrics |= run.validate(iteration)
-            if task is run.stream.tasks[-1] and iteration < run.stream.iterations:
+            if segment.number == len(run.stream.segments) and iteration < run.stream.iterations:
                 run.state.stop_reason = should_stop(run.config.evaluation, run.state)
 
     with run.phase("guard"):
         metrics |= guard(run, task, iteration, metrics)
 
+    end_if_converged(run, segment, metrics)
+    if run.ends_segment(iteration):
+        with run.phase("evaluate"):
+            run.evaluate_row(iteration)
+
     run.record(iteration, task, fresh, metrics)
     with run.phase("checkpoint"):
         if run.is_checkpoint_due(iteration):
             run.checkpoint()
-    run.finish_iteration(iteration, metrics, count_tokens(rollouts))
+    run.finish_iteration(iteration, metrics, count_tokens(answered))
 
 
 def conclude(run: Run) -> None:

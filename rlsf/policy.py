@@ -33,6 +33,12 @@ POLICY = "default"
 REFERENCE = "reference"
 """The policy as it was when the loop began, frozen: what KL penalties and DPO compare with."""
 
+LAST = "last"
+"""The policy as it was when the last task ended, frozen: what distillation compares with."""
+FROZEN = (REFERENCE, LAST)
+BASE = "base"
+"""No adapter at all: the untouched model."""
+
 _WEIGHTS = "adapter_model.safetensors"
 
 
@@ -94,9 +100,23 @@ class Policy:
         """The weights of one adapter, in a fixed order."""
         return [parameter for name, parameter in self.model.named_parameters() if _adapter_of(name) == adapter]
 
+    def parameter_names(self, adapter: str = POLICY) -> list[str]:
+        """Of the same weights in the same order: path of the module and kind, such as
+        `model.layers.0.self_attn.q_proj.lora_A`, the same for every adapter."""
+        ending = f".{adapter}.weight"
+        return [
+            name.removeprefix("base_model.").removeprefix("model.").removesuffix(ending)
+            for name, _ in self.model.named_parameters()
+            if _adapter_of(name) == adapter
+        ]
+
     @contextmanager
     def using(self, adapter: str) -> Iterator[None]:
-        """Run forward passes through `adapter` within the block. No other takes gradients; the reference never does."""
+        """Run forward passes through `adapter` within the block. No other takes gradients; frozen ones never do."""
+        if adapter == BASE:
+            with self.model.disable_adapter():
+                yield
+            return
         previous = self.model.active_adapter
         self._activate(adapter)
         try:
@@ -108,7 +128,7 @@ class Policy:
         if adapter not in self.model.peft_config:
             hint = ": call freeze_reference() first" if adapter == REFERENCE else ""
             raise ModelError(f"the policy has no adapter {adapter!r}{hint}")
-        self.model.set_adapter(adapter, inference_mode=adapter == REFERENCE)
+        self.model.set_adapter(adapter, inference_mode=adapter in FROZEN)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -195,10 +215,14 @@ class Policy:
 
     def freeze_reference(self) -> None:
         """Make the reference a copy of the policy as it is now."""
-        if not self.has_reference:
-            self.add_adapter(REFERENCE, seed=0)
-        for source, target in zip(self.parameters(POLICY), self.parameters(REFERENCE), strict=True):
-            target.data.copy_(source.data)
+        self.copy_adapter(POLICY, REFERENCE)
+
+    def copy_adapter(self, source: str, target: str) -> None:
+        """Make `target` the same as `source`; it is added where there is none."""
+        if target not in self.model.peft_config:
+            self.add_adapter(target, seed=0)
+        for before, after in zip(self.parameters(source), self.parameters(target), strict=True):
+            after.data.copy_(before.data)
 
     def add_adapter(self, name: str, *, seed: int) -> None:
         """Another adapter of the policy's shape, freshly initialised from `seed`; the policy stays the active one."""
@@ -266,18 +290,20 @@ class Policy:
         set_peft_model_state_dict(self.model, tensors, adapter_name=adapter)
 
     def save(self, folder: str | Path) -> None:
-        """The policy and, where there is one, its reference."""
+        """The policy and those that it is compared with."""
         folder = Path(folder)
         self.save_adapter(folder / POLICY)
-        if self.has_reference:
-            self.save_adapter(folder / REFERENCE, REFERENCE)
+        for name in FROZEN:
+            if name in self.model.peft_config:
+                self.save_adapter(folder / name, name)
 
     def load(self, folder: str | Path) -> None:
         """Read back what `save` wrote, bit for bit. Raises ModelError as `load_adapter` does."""
         folder = Path(folder)
         self.load_adapter(folder / POLICY)
-        if (folder / REFERENCE).exists():
-            self.load_adapter(folder / REFERENCE, REFERENCE)
+        for name in FROZEN:
+            if (folder / name).exists():
+                self.load_adapter(folder / name, name)
 
 
 def sampling_temperature(rollouts: Sequence[Rollout]) -> float:

@@ -1,7 +1,7 @@
 """The parts of a run, put together, saved and restored. `rlsf.loop` is the story they are used in."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +15,9 @@ from reward.verifiers import make_verifier
 from rlsf.algorithms import create_algorithm
 from rlsf.algorithms.sft import WarmStart, answer_ids
 from rlsf.config.schema import RunConfig
+from rlsf.continual.adapters import AdapterBank
+from rlsf.continual.matrix import kl_from_base
+from rlsf.continual.strategies import Strategies
 from rlsf.display import Display
 from rlsf.embedding import policy_embedder
 from rlsf.errors import ConfigError, RlsfError, RunDirError, TrainingError, is_out_of_memory
@@ -23,6 +26,7 @@ from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.statistics import Estimate, wilson
 from rlsf.experience import Group
 from rlsf.files import clear_os_errors, remove
+from rlsf.forward import TokenPair
 from rlsf.guard import Guard, GuardState
 from rlsf.metered import MeteredEngine
 from rlsf.models import resolve_model
@@ -35,13 +39,13 @@ from rlsf.scorer import Scorer
 from rlsf.seeds import derive_seed
 from rlsf.state import LoopState
 from rlsf.stopping import note_validation
-from rlsf.tasks import Stream, Task
+from rlsf.tasks import Part, Stream, Task
 from rlsf.tasks.baselines import last_operand_correct, most_frequent_correct
 from rlsf.tracking import create_tracker
 from rollouts.delivery import DeliveryCheck, Probe, take_probe
 from rollouts.factory import create_engine
 from rollouts.prompts import encode_prompt, encode_prompts
-from rollouts.types import LOWER_THE_RATE, EngineError, Prompt, SamplingParams
+from rollouts.types import LOWER_THE_RATE, EngineError, Prompt, Rollout, SamplingParams
 
 
 class Run:
@@ -61,6 +65,9 @@ class Run:
         self._phase = ""
         self._check_canary()
         self.state = self._saved_state()
+        self.stream.resume(self.state.ended)
+        self.tasks = {task.name: task for task in stream.tasks}
+        self.training_prompts = {prompt.id: prompt for task in stream.tasks for prompt in task.train}
         self.guard = Guard(config.guard, GuardState.from_json(self.state.guard))
         display.go_on_from(self.state.iteration)
         quiet_progress_bars()
@@ -98,12 +105,21 @@ class Run:
         self.policy = Policy.create(self._model_path, config.model, seed=self.seed("lora"))
         embed = policy_embedder(self.policy)
         self.graders = {task.name: Grader(task.config, embed) for task in self.stream.tasks}
+        self.strategies = Strategies(
+            config.continual, self.policy, micro_batch_tokens=config.algorithm.micro_batch_tokens
+        )
+        self.adapters = None
+        if config.continual.adapters is not None:
+            self.adapters = AdapterBank(
+                config.continual.adapters, self.policy, directory.adapters, seed=self.seed("adapters")
+            )
         self.algorithm = create_algorithm(
             config.algorithm,
             self.policy,
             total_steps=self.stream.iterations * config.algorithm.epochs * config.algorithm.minibatches,
             seed=self.seed("algorithm"),
             dump_dir=directory.failures,
+            additions=self.strategies,
         )
         self.replay = ReplayStore.open(directory.replay, config.replay, seed=self.seed("replay"))
         parts.callback(self.replay.close)
@@ -138,13 +154,15 @@ class Run:
 
     def _check_warm_start(self) -> None:
         """Raises ConfigError where the answers that it teaches would be cut off in the loop."""
-        longest = max((len(answer_ids(self.policy.tokenizer, answer)) for _, answer in self._labelled()), default=0)
-        limit = self.sampling(self.stream.tasks[0]).max_tokens
-        if longest > limit:
-            raise ConfigError(
-                f"warm_start.answer_template: it teaches answers of up to {longest} tokens, the end included, and "
-                f"sampling.max_tokens cuts off after {limit}: raise that, or shorten the template"
-            )
+        for config in self.config.warm_started_tasks:
+            task = self.tasks[config.name]
+            longest = max(len(answer_ids(self.policy.tokenizer, answer)) for _, answer in self._labelled(task))
+            limit = self.sampling(task).max_tokens
+            if longest > limit:
+                raise ConfigError(
+                    f"warm_start.answer_template: for task {task.name} it teaches answers of up to {longest} tokens, "
+                    f"the end included, and max_tokens cuts off after {limit}: raise that, or shorten the template"
+                )
 
     def __enter__(self) -> "Run":
         return self
@@ -161,6 +179,16 @@ class Run:
     def sampling(self, task: Task) -> SamplingParams:
         """How completions of this task are drawn for training."""
         return self.config.sampling_of(task.config)
+
+    @property
+    def replayed_count(self) -> int:
+        """Prompts from the store in an iteration, in the mode `prompts`."""
+        return round(self.config.replay.ratio * self.config.loop.prompts)
+
+    def generate(self, part: Part, number: int, iteration: int) -> list[list[Rollout]]:
+        """Rollouts for the `number`-th part of an iteration's prompts, counted from 0."""
+        names = ("generate", iteration, *((number, part.task.name) if number else ()))
+        return self.engine.generate(part.prompts, self.sampling(part.task), seed=self.seed(*names))
 
     # -- phases --------------------------------------------------------------------------------------------------------
 
@@ -183,23 +211,42 @@ class Run:
 
     # -- warm start ----------------------------------------------------------------------------------------------------
 
-    def warm_start(self) -> dict[str, float]:
-        """Supervised fine-tuning of the policy on a few labelled examples of the first task; returns its metrics.
+    def warm_start(self, *tasks: Task, rehearsed: Sequence[TokenPair] = ()) -> dict[str, float]:
+        """Supervised fine-tuning of the policy on a few labelled examples of each task, and on completions that it gave
+        for earlier ones; returns its metrics.
 
         Raises:
             TrainingError: its loss is not finite.
         """
         assert self.config.warm_start is not None
-        trainer = WarmStart(self.config.warm_start, self.policy, dump_dir=self.directory.failures)
-        examples = [(encode_prompt(self.policy.tokenizer, prompt), answer) for prompt, answer in self._labelled()]
-        return trainer.run(examples, seed=self.seed("warm_start"))
+        trainer = WarmStart(
+            self.config.warm_start, self.policy, dump_dir=self.directory.failures, additions=self.strategies
+        )
+        examples = [
+            (encode_prompt(self.policy.tokenizer, prompt), answer)
+            for task in tasks
+            for prompt, answer in self._labelled(task)
+        ]
+        names = ("warm_start",) if self.first_task in tasks else ("warm_start", tasks[0].name)
+        return trainer.run(examples, seed=self.seed(*names), rehearsed=rehearsed)
 
-    def _labelled(self) -> list[tuple[Prompt, str]]:
+    @property
+    def first_task(self) -> Task:
+        """That the stream begins with."""
+        return self.tasks[self.config.first_task.name]
+
+    @property
+    def warm_started_first(self) -> list[Task]:
+        """The tasks whose labels the loop begins with."""
+        assert self.config.warm_start is not None
+        configs = self.config.warm_started_tasks if self.config.warm_start.tasks == "all" else [self.config.first_task]
+        return [self.tasks[config.name] for config in configs]
+
+    def _labelled(self, task: Task) -> list[tuple[Prompt, str]]:
         """The warm start's prompts with the answers it teaches."""
-        if self.config.warm_start is None:
-            return []
+        assert self.config.warm_start is not None
         template = self.config.warm_start.answer_template
-        prompts = self.stream.tasks[0].labelled_train[: self.config.warm_start.examples]
+        prompts = task.labelled_train[: self.config.warm_start.examples]
         return [(prompt, template.replace("{reference}", str(prompt.reference))) for prompt in prompts]
 
     # -- delivery ------------------------------------------------------------------------------------------------------
@@ -239,24 +286,75 @@ class Run:
 
         The same seed each time: before and after differ by the policy, not by luck.
         """
-        for task in self.graded_tasks:
-            result = self._evaluate(task, "test", task.test, self.config.evaluation.final_samples)
-            self.directory.write_json(self._evaluation_path(label, task.name), result.as_json())
+        distances: dict[str, float] = {}
+        with self._served() as serve:
+            for task in self.graded_tasks:
+                serve(task)
+                result = self._evaluate(task, "test", task.test, self.config.evaluation.final_samples)
+                self.directory.write_json(self._evaluation_path(label, task.name), result.as_json())
+                if label not in ("base", "warm_start") and len(self.stream.tasks) > 1:
+                    distances[task.name] = kl_from_base(self, task)
+        if distances:
+            self.directory.write_json(self.kl_path(label), distances)
+
+    def kl_path(self, label: str) -> Path:
+        """Where the distances from the untouched model are, by task, of a test evaluation."""
+        return self.directory.evaluations / f"{label}_kl.json"
+
+    def ends_segment(self, iteration: int) -> bool:
+        """Whether the tasks are to be measured after it, for the matrix of scores. After the last segment the final
+        table does that."""
+        last = iteration == self.stream.segment(iteration).last
+        return self.config.evaluation.matrix and last and iteration < self.stream.iterations
+
+    def evaluate_row(self, iteration: int) -> None:
+        """Measure every task on its test split after a segment, those to come included."""
+        self.evaluate_test(f"iter_{iteration:06d}")
+
+    def end_segment(self, iteration: int) -> None:
+        """Go on to the next segment after this iteration, whatever the budget of this one."""
+        self.stream.end_segment(iteration)
+        self.state.ended = [s.iterations for s in self.stream.segments[: self.stream.segment(iteration).number]]
+
+    @contextmanager
+    def _served(self) -> Iterator[Callable[[Task], None]]:
+        """Within the block held-out prompts are answered by what would be deployed: what is yielded makes the engine
+        serve it for a task. That is the policy itself, unless each task has an adapter of its own."""
+        if self.adapters is None or not self.state.task:
+            yield lambda task: None
+            return
+        serving: str | None = None
+
+        def serve(task: Task) -> None:
+            nonlocal serving
+            assert self.adapters is not None
+            key = self.adapters.key_for(task.name)
+            if key != serving:
+                self.adapters.serve(task.name, self.state.tasks)
+                self.deliver()
+                serving = key
+
+        self.adapters.keep(self.state.task)
+        yield serve
+        if serving is not None:
+            self.policy.load_adapter(self.adapters.folder_of(self.state.task))
+            self.deliver()
 
     def validate(self, iteration: int) -> dict[str, float]:
         """Measure the tasks seen so far on their validation split; note whether the mean pass@1 is the best so far."""
         settings = self.config.evaluation
         metrics: dict[str, float] = {}
         scores = []
-        for task in self.stream.tasks_seen(max(iteration, 1)):
-            if not task.has_references:
-                continue
-            result = self._evaluate(task, "validation", task.validation[: settings.prompts], settings.samples)
-            self.directory.write_json(
-                self.directory.evaluations / f"iter_{iteration:06d}_validation_{task.name}.json", result.as_json()
-            )
-            metrics |= result.metrics()
-            scores.append(result.pass_at_1().value)
+        seen = [task for task in self.stream.tasks_seen(max(iteration, 1)) if task.has_references]
+        with self._served() as serve:
+            for task in seen:
+                serve(task)
+                result = self._evaluate(task, "validation", task.validation[: settings.prompts], settings.samples)
+                self.directory.write_json(
+                    self.directory.evaluations / f"iter_{iteration:06d}_validation_{task.name}.json", result.as_json()
+                )
+                metrics |= result.metrics()
+                scores.append(result.pass_at_1().value)
         if scores and note_validation(
             self.state, iteration, float(np.mean(scores)), tasks=len(scores), min_delta=settings.min_delta
         ):
@@ -281,7 +379,13 @@ class Run:
         """A test evaluation that this run made earlier."""
         return Evaluation.from_json(self.directory.read_json(self._evaluation_path(label, task)))
 
+    def has_evaluation(self, label: str, task: str) -> bool:
+        """Whether this run made it."""
+        return self._evaluation_path(label, task).exists()
+
     def _evaluation_path(self, label: str, task: str) -> Path:
+        if label.startswith("iter_"):  # so that it is forgotten with its iteration
+            return self.directory.evaluations / f"{label}_test_{task}.json"
         return self.directory.evaluations / f"test_{label}_{task}.json"
 
     def trivial_baselines(self, task: Task) -> dict[str, Estimate]:
@@ -377,6 +481,7 @@ class Run:
     def _write_checkpoint(self, folder: Path) -> None:
         self.policy.save(folder / "policy")
         self.algorithm.save(folder / "algorithm")
+        self.strategies.save(folder / "continual")
         self.directory.write_json(folder / "state.json", self.state.to_json())
 
     def _restore(self) -> None:
@@ -412,6 +517,7 @@ class Run:
         if self.state.prepared and not self.policy.has_reference:
             raise FileNotFoundError(f"{folder / 'policy'} has no reference adapter")
         self.algorithm.load(folder / "algorithm")
+        self.strategies.load(folder / "continual")
         self.reward.restore(self.state.reward)
         self.delivery = DeliveryCheck.restore(self.config.delivery, self.state.delivery)
         for task in self.graded_tasks if self.state.prepared else ():
@@ -420,7 +526,7 @@ class Run:
 
     def _take_probe(self) -> Probe:
         """The untouched model's own answers: their log-probabilities move as the policy learns."""
-        task = self.stream.tasks[0]
+        task = self.first_task
         greedy = replace(self.sampling(task), n=1, temperature=0.0)
         wanted = self.config.delivery.probe_tokens
         rollouts = self.engine.generate(task.validation[:wanted], greedy, seed=self.seed("probe"))

@@ -7,6 +7,7 @@ summary.json         what a script reads         samples/        rollouts with s
 evaluations/         outcome of every held-out prompt
 replay/              the store                   checkpoints/iter_000012/    latest -> the newest one's name
 outbox/              the adapter on its way to the engine          evidence.html  what `rlsf replay page` made
+adapters/            of each task, and merged, where `continual.adapters` keeps one for each
 """
 
 import json
@@ -26,7 +27,7 @@ from rlsf.files import clear_os_errors, fsync, remove, write_text
 OWN = {
     "config.yaml", "versions.json", "metrics.jsonl", "timings.jsonl", "summary.json", "samples",
     "evaluations", "replay", "checkpoints", "failures", "outbox", "latest", "tensorboard", "wandb", ".lock",
-    "guard.jsonl", "targets.jsonl", "evidence.html",
+    "guard.jsonl", "targets.jsonl", "evidence.html", "adapters",
 }  # fmt: skip
 """What rlsf itself puts into the folder of a run."""
 
@@ -62,6 +63,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best"
         self.guarded = self.checkpoints / "guarded"
+        self.adapters = path / "adapters"
         self.guard = path / "guard.jsonl"
         self.targets = path / "targets.jsonl"
         self.failures = path / "failures"

@@ -1,6 +1,8 @@
 """From rollouts to scored groups, and the metrics of both."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +17,16 @@ from rollouts.types import Prompt, Rollout
 if TYPE_CHECKING:
     from rlsf.run import Run
     from rlsf.tasks import Task
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The prompts of one task in a batch, with their rollouts and what became of them."""
+
+    task: "Task"
+    prompts: Sequence[Prompt]
+    rollouts: list[list[Rollout]]
+    scored: Scored
 
 
 def score_rollouts(
@@ -40,16 +52,10 @@ MONITORED = 64
 """Rollouts per iteration that tell the KL to the reference where the algorithm itself does not need it."""
 
 
-def make_groups(
-    run: "Run",
-    task: "Task",
-    prompts: Sequence[Prompt],
-    rollouts: list[list[Rollout]],
-    scored: Scored,
-    iteration: int,
-) -> list[Group]:
+def make_groups(run: "Run", answered: Answered, iteration: int) -> list[Group]:
     """Experiences as they are kept: prompts without labels (a verifier's evidence names the reference it compared
     with), and reference log-probabilities where the algorithm needs them."""
+    rollouts, scored = answered.rollouts, answered.scored
     flat = [rollout for group in rollouts for rollout in group]
     references: list[tuple[float, ...] | None] = [None] * len(flat)
     if run.algorithm.needs_reference:
@@ -61,25 +67,26 @@ def make_groups(
             id=group[0].group_id,
             prompt=prompt.without_labels(),
             experiences=tuple(
-                Experience(rollout, score, task.name, iteration, next(remaining))
+                Experience(rollout, score, answered.task.name, iteration, next(remaining))
                 for rollout, score in zip(group, group_scores, strict=True)
             ),
         )
-        for prompt, group, group_scores in zip(prompts, rollouts, scored.scores, strict=True)
+        for prompt, group, group_scores in zip(answered.prompts, rollouts, scored.scores, strict=True)
     ]
 
 
-def make_lessons(run: "Run", task: "Task", scored: Scored, iteration: int) -> list[Group]:
+def make_lessons(run: "Run", answered: Answered, iteration: int) -> list[Group]:
     """What the reward found worth learning besides the scores, as further groups; answers to imitate go to a file."""
-    if not scored.lessons:
+    lessons = answered.scored.lessons
+    if not lessons:
         return []
-    write_targets(run.directory.targets, scored.lessons, iteration=iteration)
+    write_targets(run.directory.targets, lessons, iteration=iteration)
     return lesson_groups(
-        scored.lessons,
+        lessons,
         run.policy,
-        task=task.name,
+        task=answered.task.name,
         iteration=iteration,
-        temperature=run.sampling(task).temperature,
+        temperature=run.sampling(answered.task).temperature,
         pairs=run.config.algorithm.kind == "dpo",
         reference=run.algorithm.needs_reference,
     )
@@ -109,16 +116,16 @@ def _references(run: "Run", task: "Task", experiences: Sequence[Experience]) -> 
     return np.concatenate(rows)
 
 
-def count_tokens(rollouts: Sequence[Sequence[Rollout]]) -> int:
+def count_tokens(parts: Sequence[Answered]) -> int:
     """Generated tokens."""
-    return sum(len(rollout.completion_ids) for group in rollouts for rollout in group)
+    return sum(len(rollout.completion_ids) for part in parts for group in part.rollouts for rollout in group)
 
 
-def reward_metrics(rollouts: list[list[Rollout]], scored: Scored) -> dict[str, float]:
+def reward_metrics(parts: Sequence[Answered]) -> dict[str, float]:
     """Mean and spread of the reward and its components, what it counted, and what hacking it would show in: length and
     truncation."""
-    flat_rollouts = [rollout for group in rollouts for rollout in group]
-    flat_scores = [score for group in scored.scores for score in group]
+    flat_rollouts = [rollout for part in parts for group in part.rollouts for rollout in group]
+    flat_scores = [score for part in parts for group in part.scored.scores for score in group]
     lengths = np.array([len(rollout.completion_ids) for rollout in flat_rollouts], dtype=float)
     metrics = {
         "rollout/tokens": float(lengths.mean()),
@@ -134,21 +141,49 @@ def reward_metrics(rollouts: list[list[Rollout]], scored: Scored) -> dict[str, f
         if values.std() > 0 and kept.std() > 0:
             metrics["reward/length_correlation"] = float(np.corrcoef(values, kept)[0, 1])
     for name in sorted({name for score in flat_scores for name in score.components}):
-        parts = [score.components[name] for score in flat_scores if name in score.components]
-        metrics[f"reward/component/{name}"] = float(np.mean(parts))
-    logged = {f"reward/metric/{name}": value for name, value in scored.metrics.items()}
-    return metrics | count_metrics(scored.counts) | logged
+        components = [score.components[name] for score in flat_scores if name in score.components]
+        metrics[f"reward/component/{name}"] = float(np.mean(components))
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.scored.counts)  # type: ignore[arg-type]
+    return metrics | count_metrics(counts) | _logged(parts) | _by_task(parts)
 
 
-def vote_metrics(run: "Run", task: "Task", rollouts: list[list[Rollout]]) -> dict[str, float]:
+def _logged(parts: Sequence[Answered]) -> dict[str, float]:
+    """What the reward logged, averaged over the tasks in the batch."""
+    names = sorted({name for part in parts for name in part.scored.metrics})
+    return {
+        f"reward/metric/{name}": float(
+            np.mean([part.scored.metrics[name] for part in parts if name in part.scored.metrics])
+        )
+        for name in names
+    }
+
+
+def _by_task(parts: Sequence[Answered]) -> dict[str, float]:
+    """The mean reward of each task, where there are several in the batch."""
+    if len(parts) == 1:
+        return {}
+    metrics = {}
+    for part in parts:
+        values = [score.value for group in part.scored.scores for score in group if score.value is not None]
+        if values:
+            metrics[f"reward/mean/{part.task.name}"] = float(np.mean(values))
+    return metrics
+
+
+def vote_metrics(run: "Run", parts: Sequence[Answered]) -> dict[str, float]:
     """How the groups agree, whatever the reward: mean share of the winning answer, share of rollouts without an answer,
     and different winning answers per group (near 0 where every prompt gets the same answer)."""
-    votes = [count_votes(answers) for answers in map(run.graders[task.name].answers, rollouts)]
+    votes = [
+        count_votes(answers) for part in parts for answers in map(run.graders[part.task.name].answers, part.rollouts)
+    ]
     winners = {vote.winners for vote in votes if vote.winners}
     answered = sum(sum(vote.counts.values()) for vote in votes)
+    rollouts = sum(len(group) for part in parts for group in part.rollouts)
     return {
         "rollout/vote_share": float(np.mean([vote.share for vote in votes])),
-        "rollout/unanswered": 1 - answered / sum(map(len, rollouts)),
+        "rollout/unanswered": 1 - answered / rollouts,
         "rollout/distinct_winners": len(winners) / len(votes),
     }
 

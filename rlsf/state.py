@@ -19,6 +19,16 @@ class LoopState:
     served_iteration: int = 0
     """In which the adapter was trained that is served now: an earlier one after the guard went back."""
     prepared: bool = False
+    task: str = ""
+    """That the strategies against forgetting take for the current one."""
+    tasks: list[str] = field(default_factory=list)
+    """Those that have begun, the current one included, in the order in which they first came."""
+    ended: list[int] = field(default_factory=list)
+    """Lengths of the segments so far, where one ended before its budget was spent; empty where none did."""
+    convergence: list[float] = field(default_factory=list)
+    """Values since the segment began of the metric that may end it."""
+    reference_since: int = 0
+    """First iteration whose reference log-probabilities are those of the reference as it is now."""
     tokens: dict[str, int] = field(default_factory=dict)
     """Generated so far, by phase."""
     steps: int = 0

@@ -1,7 +1,15 @@
-"""When to end a run before its budget is spent."""
+"""When to end a run, or a task, before its budget is spent."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rlsf.config.schema import EvaluationConfig
+from rlsf.config.stream import ConvergenceConfig
 from rlsf.state import LoopState
+from rlsf.tasks import Segment
+
+if TYPE_CHECKING:
+    from rlsf.run import Run
 
 
 def note_validation(state: LoopState, iteration: int, value: float, *, tasks: int, min_delta: float) -> bool:
@@ -26,4 +34,45 @@ def should_stop(config: EvaluationConfig, state: LoopState) -> str | None:
             f"validation pass@1 has not risen above {state.best_value:.3f} (iteration {state.best_iteration}) for "
             f"{state.evaluations_since_best} evaluations"
         )
+    return None
+
+
+def end_if_converged(run: "Run", segment: Segment, metrics: Mapping[str, float]) -> None:
+    """Let the stream go on to the next segment where `stream.until` finds that this one no longer helps."""
+    config = getattr(run.config.stream, "until", None)
+    state = run.state
+    if config is None:
+        return
+    value = metrics.get(config.metric.replace("{task}", segment.task))
+    if value is not None:
+        state.convergence.append(value)
+    reason = converged(config, state.convergence) if state.iteration < segment.last else None
+    if reason is not None:
+        run.display.say(f"{segment.task}, iteration {state.iteration}: {reason}; on to the next")
+        run.end_segment(state.iteration)
+    if reason is not None or state.iteration == segment.last:
+        state.convergence.clear()
+
+
+def converged(config: ConvergenceConfig, values: Sequence[float]) -> str | None:
+    """Why a task should end, in words, or None.
+
+    Args:
+        values: of the metric, oldest first.
+    """
+    sign = 1.0 if config.better == "higher" else -1.0
+    means = [
+        sign * sum(values[end - config.window : end]) / config.window for end in range(config.window, len(values) + 1)
+    ]
+    if not means:
+        return None
+    shown = f"the mean of {config.metric} over {config.window}"
+    if config.goal is not None and means[-1] >= sign * config.goal:
+        return f"{shown} is {sign * means[-1]:.3g}, which reaches the goal"
+    best = 0
+    for index, mean in enumerate(means):
+        if mean > means[best] + config.min_delta:
+            best = index
+    if config.patience is not None and len(means) - 1 - best >= config.patience:
+        return f"{shown} has not improved on {sign * means[best]:.3g} for {len(means) - 1 - best} values"
     return None

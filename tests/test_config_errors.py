@@ -207,7 +207,7 @@ MALFORMED = {
     ),
     "warm start beyond train": (
         HEAD.replace("}}", "}, split: {train: 10}}") + "warm_start: {examples: 11}\n",
-        ["warm_start.examples: 11 are more than the first task's split.train (10)"],
+        ["warm_start.examples: 11 are more than split.train of task"],
     ),
     "no room for a task": (
         HEAD.replace("}}", "}, iterations: 20}") + FILE_TASK,

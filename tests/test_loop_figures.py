@@ -90,7 +90,9 @@ def test_each_split_is_used_for_what_it_is_there_for(run, config, groups):
 def test_a_task_is_validated_once_it_has_begun(run):
     names = {path.name for path in (run / "evaluations").glob("iter_*")}
     sums = {f"iter_{iteration:06d}_validation_sums.json" for iteration in range(5)}
-    assert names == sums | {f"iter_{iteration:06d}_validation_digits.json" for iteration in (3, 4)}
+    digits = {f"iter_{iteration:06d}_validation_digits.json" for iteration in (3, 4)}
+    after_the_first_task = {f"iter_000002_{what}.json" for what in ("test_sums", "test_digits", "kl")}
+    assert names == sums | digits | after_the_first_task
 
 
 def test_answers_are_taken_as_the_task_says(config, groups):

@@ -408,7 +408,7 @@ def test_a_run_without_one_step_says_so(experiment, tmp_path):
 
 def test_a_warm_start_that_teaches_answers_too_long_is_refused(experiment, tmp_path):
     warm = "warm_start={examples: 4, answer_template: 'The answer is {reference}'}"
-    assert "sampling.max_tokens cuts off after 4" in fails(experiment(warm), tmp_path / "log")
+    assert "max_tokens cuts off after 4" in fails(experiment(warm), tmp_path / "log")
 
 
 def test_the_last_planned_iteration_is_no_early_stop(experiment, tmp_path):

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from rlsf.config.schema import RunConfig, TaskConfig
+from rlsf.config.stream import SequentialStream, StreamConfig
 from rlsf.errors import DataError
-from rlsf.tasks import DataReport, Stream, Task, build_stream, build_task
+from rlsf.tasks import DataReport, Schedule, Stream, Task, build_stream, build_task
 from rlsf.tasks.baselines import last_operand, last_operand_correct, most_frequent_answer, most_frequent_correct
 from rlsf.tasks.files import read_file
 from rollouts.types import Prompt
@@ -264,40 +266,84 @@ def test_train_is_capped_and_the_cap_is_nested(tmp_path: Path) -> None:
     assert large[:10] == small
 
 
-def toy_task(train: int, first_iteration: int = 1, seed: int = 0) -> Task:
-    prompts = tuple(Prompt(f"t-{i}", "t", f"p{i}", str(i)) for i in range(train))
-    return Task(
-        "t", TaskConfig(**gym("t")), prompts, prompts[:1], prompts[:1], seed, DataReport(train), first_iteration
-    )
+def toy_task(train: int, seed: int = 0, name: str = "t") -> Task:
+    prompts = tuple(Prompt(f"{name}-{i}", name, f"p{i}", str(i)) for i in range(train))
+    return Task(name, TaskConfig(**gym(name)), prompts, prompts[:1], prompts[:1], seed, DataReport(train))
+
+
+def toy_stream(*tasks: Task, n: int, config: StreamConfig | None = None, iterations: int = 1000) -> Stream:
+    schedule = Schedule(config or SequentialStream(), {task.name: iterations for task in tasks})
+    return Stream(tasks, schedule, prompts=n, seed=tasks[0].seed)
+
+
+def ids_of(stream: Stream, iteration: int) -> list[str]:
+    return [prompt.id for part in stream.batch(iteration) for prompt in part.prompts]
 
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 9), st.integers(0, 1000))
 def test_epochs_without_replacement(train: int, n: int, offset: int, seed: int) -> None:
-    if n > train:
-        with pytest.raises(DataError, match=r"fewer than loop\.prompts"):
-            toy_task(train).train_batch(1, n)
-        return
-    task = toy_task(train, 1 + offset, seed)
+    """A task's epochs begin with its own first iteration, whatever was trained before it."""
+    n = min(n, train)
+    first, task = toy_task(n, seed, "first"), toy_task(train, seed)
+    schedule = Schedule(SequentialStream(), {"first": offset + 1, "t": 1000})
+    stream = Stream((first, task), schedule, prompts=n, seed=seed)
     per_epoch = train // n
-    drawn = [[prompt.id for prompt in task.train_batch(1 + offset + i, n)] for i in range(3 * per_epoch)]
+    drawn = [ids_of(stream, 2 + offset + i) for i in range(3 * per_epoch)]
     for epoch in range(3):
         ids = [id for batch in drawn[epoch * per_epoch : (epoch + 1) * per_epoch] for id in batch]
         assert len(ids) == len(set(ids)) == per_epoch * n
+        assert [id for batch in drawn[epoch * per_epoch : (epoch + 1) * per_epoch] for id in batch] == [
+            prompt.id for prompt in task.epoch(epoch)[: per_epoch * n]
+        ]
     last = 3 * per_epoch - 1
-    assert [p.id for p in task.train_batch(1 + offset + last, n)] == drawn[last]
+    assert ids_of(Stream((first, task), schedule, prompts=n, seed=seed), 2 + offset + last) == drawn[last]
+
+
+def test_too_few_training_prompts(tmp_path: Path) -> None:
+    config = stream_config(tmp_path)
+    few = config.model_copy(update={"loop": config.loop.model_copy(update={"prompts": 1000})})
+    with pytest.raises(DataError, match=r"fewer than loop\.prompts"):
+        build_stream(few)
 
 
 def test_every_prompt_gets_its_turn() -> None:
-    task = toy_task(33)
+    stream = toy_stream(toy_task(33), n=6)
     counts = np.zeros(33)
     for iteration in range(1, 1 + 5 * 200):
-        for prompt in task.train_batch(iteration, 6):
-            counts[int(prompt.id[2:])] += 1
+        for id in ids_of(stream, iteration):
+            counts[int(id[2:])] += 1
     # 200 epochs of 30 of 33 prompts: 181.8 each, deviation √(200 · 30/33 · 3/33) = 4.1
     assert counts.min() > 160 and counts.max() <= 200
-    assert [p.id for p in task.train_batch(1, 6)] != [p.id for p in task.train_batch(6, 6)]
-    assert [p.id for p in toy_task(33, seed=1).train_batch(1, 6)] != [p.id for p in task.train_batch(1, 6)]
+    assert ids_of(stream, 1) != ids_of(stream, 6)
+    assert ids_of(toy_stream(toy_task(33, seed=1), n=6), 1) != ids_of(stream, 1)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["joint", "blurred", "drifting", "recurring"]), st.integers(0, 100), st.integers(1, 9))
+def test_a_batch_of_several_tasks_has_its_size_and_no_prompt_twice(kind: str, seed: int, n: int) -> None:
+    settings = {"drifting": {"start": {"a": 1}, "end": {"b": 1, "a": 0.5}}}
+    config = TypeAdapter(StreamConfig).validate_python({"kind": kind, **settings.get(kind, {})})
+    tasks = (toy_task(12, seed, "a"), toy_task(17, seed, "b"))
+    stream = toy_stream(*tasks, n=n, config=config, iterations=20)
+    again = toy_stream(*tasks, n=n, config=config, iterations=20)
+    for iteration in range(1, stream.iterations + 1):
+        ids = ids_of(stream, iteration)
+        assert len(ids) == len(set(ids)) == n
+    assert ids_of(again, stream.iterations) == ids_of(stream, stream.iterations)
+
+
+def test_a_segment_that_ends_early_lets_the_next_begin() -> None:
+    stream = toy_stream(toy_task(40, name="a"), toy_task(40, name="b"), n=4, iterations=10)
+    before = [ids_of(stream, i) for i in range(1, 4)]
+    assert ids_of(stream, 4)[0].startswith("a")
+    stream.end_segment(3)
+    assert [ids_of(stream, i) for i in range(1, 4)] == before
+    assert ids_of(stream, 4)[0].startswith("b")
+    assert [(s.task, s.first, s.last) for s in stream.segments] == [("a", 1, 3), ("b", 4, 13)]
+    resumed = toy_stream(toy_task(40, name="a"), toy_task(40, name="b"), n=4, iterations=10)
+    resumed.resume([3])
+    assert ids_of(resumed, 7) == ids_of(stream, 7)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +393,7 @@ def test_stream_is_the_same_in_every_process(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\nfrom rlsf.config.schema import RunConfig\nfrom rlsf.tasks import build_stream\n"
         f"stream = build_stream(RunConfig.model_validate_json(Path({str(tmp_path / 'c.json')!r}).read_text()))\n"
-        "print([[p.id for p in stream.active(i).train_batch(i, 6)] for i in range(1, 8)])\n"
+        "print([[p.id for part in stream.batch(i) for p in part.prompts] for i in range(1, 8)])\n"
         "print([p.id for task in stream.tasks for p in (*task.train, *task.validation, *task.test)])"
     )
     outputs = {

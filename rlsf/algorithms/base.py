@@ -1,10 +1,11 @@
 """The contract between the loop and an algorithm."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from rlsf.algorithms.additions import NOTHING, Additions
 from rlsf.config.schema import AlgorithmConfig
 from rlsf.experience import Group
 
@@ -28,10 +29,15 @@ class Algorithm(Protocol):
     needs_reference: bool
     """Whether experiences should carry reference log-probabilities. An update computes those that are missing."""
 
-    def update(self, groups: Sequence[Group], *, iteration: int, seed: int) -> UpdateResult:
+    def update(
+        self, groups: Sequence[Group], *, iteration: int, seed: int, earlier: Collection[str] = ()
+    ) -> UpdateResult:
         """Learn from fresh groups (`group.iteration == iteration`) and replayed ones, told apart in the metrics.
 
         The same groups, seed and state give the same adapter, bit for bit on a CPU.
+
+        Args:
+            earlier: ids of the groups that are of earlier tasks, wherever they come from; see `PartWeights`.
 
         Raises:
             TrainingError: a loss or gradient is not finite. That step is not taken, and its batch is saved in a file
@@ -57,7 +63,13 @@ class Algorithm(Protocol):
 
 
 def create_algorithm(
-    config: AlgorithmConfig, policy: "Policy", *, total_steps: int, seed: int, dump_dir: Path
+    config: AlgorithmConfig,
+    policy: "Policy",
+    *,
+    total_steps: int,
+    seed: int,
+    dump_dir: Path,
+    additions: Additions = NOTHING,
 ) -> Algorithm:
     """The algorithm that `config.kind` names.
 
@@ -65,6 +77,7 @@ def create_algorithm(
         total_steps: optimizer steps planned for the run (iterations · epochs · minibatches); ends the schedule.
         seed: of the critic's adapter.
         dump_dir: where the batch of a loss that is not finite is written.
+        additions: to the policy's updates; a critic's are left alone.
     """
     from rlsf.algorithms.dpo import Dpo
     from rlsf.algorithms.grpo import Grpo
@@ -72,8 +85,8 @@ def create_algorithm(
 
     match config.kind:
         case "grpo":
-            return Grpo(config, policy, total_steps=total_steps, dump_dir=dump_dir)
+            return Grpo(config, policy, total_steps=total_steps, dump_dir=dump_dir, additions=additions)
         case "ppo":
-            return Ppo(config, policy, total_steps=total_steps, seed=seed, dump_dir=dump_dir)
+            return Ppo(config, policy, total_steps=total_steps, seed=seed, dump_dir=dump_dir, additions=additions)
         case "dpo":
-            return Dpo(config, policy, total_steps=total_steps, dump_dir=dump_dir)
+            return Dpo(config, policy, total_steps=total_steps, dump_dir=dump_dir, additions=additions)

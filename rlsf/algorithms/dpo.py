@@ -1,7 +1,7 @@
 """Direct preference optimisation (arXiv 2305.18290) on pairs of rollouts that answer the same prompt."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import expit
 from torch import Tensor
 
+from rlsf.algorithms.additions import NOTHING, Additions
 from rlsf.algorithms.base import UpdateResult
 from rlsf.algorithms.diagnostics import TokenDiagnostics
 from rlsf.algorithms.samples import (
@@ -16,6 +17,7 @@ from rlsf.algorithms.samples import (
     TokenTensors,
     minibatches,
     opinions,
+    parts,
     reward_of,
     tensors,
     token_pair,
@@ -47,6 +49,8 @@ class Pair:
     chosen: Experience
     rejected: Experience
     fresh: bool
+    earlier: bool = False
+    """Of an earlier task than the one being trained."""
 
     @property
     def group_id(self) -> str:
@@ -58,20 +62,30 @@ class Dpo:
 
     needs_reference = True
 
-    def __init__(self, config: DpoConfig, policy: Policy, *, total_steps: int, dump_dir: Path) -> None:
+    def __init__(
+        self, config: DpoConfig, policy: Policy, *, total_steps: int, dump_dir: Path, additions: Additions = NOTHING
+    ) -> None:
         self._config = config
         self._policy = policy
         self._dump_dir = dump_dir
         if config.gradient_checkpointing:
             policy.enable_gradient_checkpointing()
         self._loss = PreferenceLoss(policy, kind=config.loss, beta=config.beta, label_smoothing=config.label_smoothing)
-        self._optimizer = AdapterOptimizer.from_config(policy.parameters(), config, total_steps=total_steps)
+        self._additions = additions
+        self._optimizer = AdapterOptimizer.from_config(
+            policy.parameters(), config, total_steps=total_steps, additions=additions
+        )
 
-    def update(self, groups: Sequence[Group], *, iteration: int, seed: int) -> UpdateResult:
+    def update(
+        self, groups: Sequence[Group], *, iteration: int, seed: int, earlier: Collection[str] = ()
+    ) -> UpdateResult:
         """See `Algorithm.update`. A group without two sufficiently different rewards gives no pair and is skipped."""
         refuse_bad_rewards(self._dump_dir, f"iteration {iteration}", groups)
         groups = with_reference(self._policy, groups)
-        pairs = {group.id: make_pairs(group, self._config, fresh=group.iteration == iteration) for group in groups}
+        pairs = {
+            group.id: make_pairs(group, self._config, fresh=group.iteration == iteration, earlier=group.id in earlier)
+            for group in groups
+        }
         paired = [found for found in pairs.values() if found]
         report = _Report(self._config.beta)
         with seeded(seed), self._policy.training():
@@ -91,8 +105,8 @@ class Dpo:
         members = [experience for pair in minibatch for experience in (pair.chosen, pair.rejected)]
         temperature = sampling_temperature([experience.rollout for experience in members])
 
-        def loss(indices: list[int]) -> Tensor:
-            pairs = [minibatch[index] for index in indices]
+        def loss(portion: tuple[list[Pair], float]) -> Tensor:
+            pairs, weight = portion
             samples = [
                 *(Sample(pair.chosen, pair.fresh, _NO_ADVANTAGE) for pair in pairs),
                 *(Sample(pair.rejected, pair.fresh, _NO_ADVANTAGE) for pair in pairs),
@@ -108,14 +122,20 @@ class Dpo:
                 temperature=temperature,
             )
             report.add(pairs, tokens, self._loss.last)
-            return value * (len(pairs) / len(minibatch))
+            return value * weight
 
         return self._optimizer.step(
-            micro_batches([_as_one_sequence(pair) for pair in minibatch], self._config.micro_batch_tokens),
+            self._portions(minibatch),
             loss,
             backward=self._loss.backward,
             fail=fail_with_batch(self._dump_dir, f"iteration {iteration}", members),
         )
+
+    def _portions(self, minibatch: Sequence[Pair]) -> Iterator[tuple[list[Pair], float]]:
+        """Micro-batches, and the weight of each one's mean in the loss."""
+        for part, weight in parts(minibatch, [pair.earlier for pair in minibatch], self._additions.part_weights):
+            for indices in micro_batches([_as_one_sequence(pair) for pair in part], self._config.micro_batch_tokens):
+                yield [part[index] for index in indices], weight * len(indices) / len(part)
 
     def lower_rate(self, factor: float) -> None:
         self._optimizer.lower_rate(factor)
@@ -130,7 +150,7 @@ class Dpo:
         self._optimizer.load_state_dict(load_state(folder))
 
 
-def make_pairs(group: Group, config: DpoConfig, *, fresh: bool) -> list[Pair]:
+def make_pairs(group: Group, config: DpoConfig, *, fresh: bool, earlier: bool = False) -> list[Pair]:
     """At most `max_pairs_per_group` pairs of experiences whose rewards differ by more than `config.min_margin`.
 
     The largest margins come first; of equal ones, those whose rollouts are in the fewest pairs so far: with right and
@@ -155,7 +175,7 @@ def make_pairs(group: Group, config: DpoConfig, *, fresh: bool) -> list[Pair]:
     while candidates and len(pairs) < config.max_pairs_per_group:
         chosen, rejected = candidates.pop(min(range(len(candidates)), key=rank))
         uses.update((chosen.rollout.id, rejected.rollout.id))
-        pairs.append(Pair(chosen, rejected, fresh))
+        pairs.append(Pair(chosen, rejected, fresh, earlier))
     return pairs
 
 

@@ -1,10 +1,11 @@
 """Group-relative policy optimisation (DeepSeekMath, arXiv 2402.03300; Dr. GRPO, 2503.20783; DAPO, 2503.14476)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from rlsf.algorithms.additions import NOTHING, Additions
 from rlsf.algorithms.base import UpdateResult
 from rlsf.algorithms.policy_gradient import PolicyGradient
 from rlsf.algorithms.samples import Sample, opinions, reward_of, with_reference
@@ -20,16 +21,26 @@ _STD_EPSILON = 1e-4
 class Grpo:
     """Each rollout's advantage is its reward compared with its own group's."""
 
-    def __init__(self, config: GrpoConfig, policy: Policy, *, total_steps: int, dump_dir: Path) -> None:
+    def __init__(
+        self, config: GrpoConfig, policy: Policy, *, total_steps: int, dump_dir: Path, additions: Additions = NOTHING
+    ) -> None:
         self.needs_reference = config.kl_coef > 0
         self._config = config
         self._policy = policy
         self._dump_dir = dump_dir
         self._learner = PolicyGradient(
-            config, policy, loss=config.loss, kl_coef=config.kl_coef, total_steps=total_steps, dump_dir=dump_dir
+            config,
+            policy,
+            loss=config.loss,
+            kl_coef=config.kl_coef,
+            total_steps=total_steps,
+            dump_dir=dump_dir,
+            additions=additions,
         )
 
-    def update(self, groups: Sequence[Group], *, iteration: int, seed: int) -> UpdateResult:
+    def update(
+        self, groups: Sequence[Group], *, iteration: int, seed: int, earlier: Collection[str] = ()
+    ) -> UpdateResult:
         """See `Algorithm.update`. A group with fewer than two rewards, or with equal ones, carries no signal."""
         refuse_bad_rewards(self._dump_dir, f"iteration {iteration}", groups)
         if self.needs_reference:
@@ -40,7 +51,7 @@ class Grpo:
         scaled = group_advantages(list(rewards.values()), self._config.scale_rewards)
         samples = [
             [
-                Sample(e, fresh[name], np.full(len(e.rollout.completion_ids), advantage))
+                Sample(e, fresh[name], np.full(len(e.rollout.completion_ids), advantage), name in earlier)
                 for e, advantage in zip(kept[name], advantages, strict=True)
             ]
             for name, advantages in zip(kept, scaled, strict=True)

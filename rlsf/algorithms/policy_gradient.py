@@ -1,17 +1,32 @@
 """The clipped policy update that GRPO and PPO share; they differ in where the advantages come from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from rlsf.algorithms.additions import NOTHING, Additions
 from rlsf.algorithms.diagnostics import TokenDiagnostics
-from rlsf.algorithms.samples import Sample, TokenTensors, micro_batches, minibatches, tensors
+from rlsf.algorithms.samples import Sample, TokenTensors, micro_batches, minibatches, parts, tensors, weighted
 from rlsf.algorithms.trl_overrides import PolicyGradientLoss
 from rlsf.algorithms.update import AdapterOptimizer, Step, fail_with_batch, step_metrics
 from rlsf.config.schema import GrpoConfig, PpoConfig
 from rlsf.policy import Policy, sampling_temperature
+
+
+@dataclass(frozen=True)
+class _Portion:
+    """A micro-batch and the part of the minibatch over which its loss is averaged."""
+
+    tokens: TokenTensors
+    rows: int
+    """Rollouts in the part."""
+    count: int
+    """Completion tokens in the part."""
+    weight: float
+    """Of the part's loss."""
 
 
 class PolicyGradient:
@@ -26,8 +41,10 @@ class PolicyGradient:
         kl_coef: float,
         total_steps: int,
         dump_dir: Path,
+        additions: Additions = NOTHING,
     ) -> None:
         self._config = config
+        self._additions = additions
         self._policy = policy
         self._dump_dir = dump_dir
         if config.gradient_checkpointing:
@@ -40,7 +57,9 @@ class PolicyGradient:
             dual_clip=config.dual_clip,
             kl_coef=kl_coef,
         )
-        self._optimizer = AdapterOptimizer.from_config(policy.parameters(), config, total_steps=total_steps)
+        self._optimizer = AdapterOptimizer.from_config(
+            policy.parameters(), config, total_steps=total_steps, additions=additions
+        )
 
     @property
     def backward(self) -> Callable[[Tensor], None]:
@@ -54,6 +73,8 @@ class PolicyGradient:
             TrainingError: a loss or gradient is not finite.
         """
         diagnostics = TokenDiagnostics()
+        weights = self._additions.weigh([sample.experience for group in groups for sample in group])
+        groups = weighted(groups, weights)
         steps = [
             self._step(minibatch, diagnostics, iteration=iteration)
             for epoch in range(self._config.epochs)
@@ -64,33 +85,38 @@ class PolicyGradient:
     def _step(self, minibatch: Sequence[Sample], diagnostics: TokenDiagnostics, *, iteration: int) -> Step:
         rollouts = [sample.experience.rollout for sample in minibatch]
         temperature = sampling_temperature(rollouts)
-        step_tokens = sum(len(rollout.completion_ids) for rollout in rollouts)
         max_tokens = max(rollout.sampling.max_tokens for rollout in rollouts)
 
-        def loss(tokens: TokenTensors) -> Tensor:
+        def loss(portion: _Portion) -> Tensor:
             value = self._loss(
-                tokens,
+                portion.tokens,
                 temperature=temperature,
-                step_rows=len(rollouts),
-                step_tokens=step_tokens,
+                step_rows=portion.rows,
+                step_tokens=portion.count,
                 max_tokens=max_tokens,
             )
             diagnostics.add(
-                tokens,
+                portion.tokens,
                 self._loss.last["logprob"],
                 self._loss.last["entropy"],
                 clip=(self._config.clip_low, self._config.clip_high),
                 dual_clip=self._config.dual_clip,
             )
-            return value
+            return portion.weight * (value + retention(portion.tokens, self._loss.last["logprob"]) / portion.count)
 
-        parts = micro_batches(minibatch, self._config.micro_batch_tokens)
         return self._optimizer.step(
-            (tensors(part, self._policy) for part in parts),
+            self._portions(minibatch),
             loss,
             backward=self._loss.backward,
             fail=fail_with_batch(self._dump_dir, f"iteration {iteration}", [sample.experience for sample in minibatch]),
         )
+
+    def _portions(self, minibatch: Sequence[Sample]) -> Iterator[_Portion]:
+        earlier = [sample.earlier for sample in minibatch]
+        for part, weight in parts(minibatch, earlier, self._additions.part_weights):
+            count = sum(len(sample.experience.rollout.completion_ids) for sample in part)
+            for micro_batch in micro_batches(part, self._config.micro_batch_tokens):
+                yield _Portion(tensors(micro_batch, self._policy), len(part), count, weight)
 
     def lower_rate(self, factor: float) -> None:
         self._optimizer.lower_rate(factor)
@@ -103,3 +129,10 @@ class PolicyGradient:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._optimizer.load_state_dict(state)
+
+
+def retention(tokens: TokenTensors, logprobs: Tensor) -> Tensor:
+    """Σ weight · (log π − log ref)² over the completion tokens; 0 where no sample has a weight."""
+    if tokens.reference is None or tokens.retention is None:
+        return logprobs.new_zeros(())
+    return (tokens.retention[:, None] * tokens.batch.completion_mask * (logprobs - tokens.reference) ** 2).sum()

@@ -1,11 +1,12 @@
 """Proximal policy optimisation (arXiv 1707.06347) with per-token advantages from a critic."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rlsf.algorithms.additions import NOTHING, Additions
 from rlsf.algorithms.base import UpdateResult
 from rlsf.algorithms.critic import Critic, ValueTarget
 from rlsf.algorithms.gae import AdaptiveKl, generalised_advantages, token_rewards, whiten
@@ -36,7 +37,16 @@ class Ppo:
     Ratios and KL penalties are taken against the policy that sampled, so replayed rollouts count as what they are.
     """
 
-    def __init__(self, config: PpoConfig, policy: Policy, *, total_steps: int, seed: int, dump_dir: Path) -> None:
+    def __init__(
+        self,
+        config: PpoConfig,
+        policy: Policy,
+        *,
+        total_steps: int,
+        seed: int,
+        dump_dir: Path,
+        additions: Additions = NOTHING,
+    ) -> None:
         self.needs_reference = config.kl_coef > 0
         self._config = config
         self._policy = policy
@@ -44,13 +54,21 @@ class Ppo:
         self._kl = AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
         # "dapo" divides by the tokens of the minibatch: the mean over tokens of PPO's surrogate
         self._learner = PolicyGradient(
-            config, policy, loss="dapo", kl_coef=0.0, total_steps=total_steps, dump_dir=dump_dir
+            config,
+            policy,
+            loss="dapo",
+            kl_coef=0.0,
+            total_steps=total_steps,
+            dump_dir=dump_dir,
+            additions=additions,
         )
         self._critic = Critic(
             config, policy, total_steps=total_steps * config.value_epochs, seed=seed, dump_dir=dump_dir
         )
 
-    def update(self, groups: Sequence[Group], *, iteration: int, seed: int) -> UpdateResult:
+    def update(
+        self, groups: Sequence[Group], *, iteration: int, seed: int, earlier: Collection[str] = ()
+    ) -> UpdateResult:
         """See `Algorithm.update`. Equal rewards carry a signal too: they are compared with the critic's estimate."""
         refuse_bad_rewards(self._dump_dir, f"iteration {iteration}", groups)
         if self.needs_reference:
@@ -63,7 +81,7 @@ class Ppo:
         estimates = self._estimate(kept)
         metrics |= {"train/kl_coef": self._kl.coef} | _critic_metrics(estimates)
         with seeded(seed), self._policy.training():
-            metrics |= self._learner.update(self._samples(estimates, fresh), iteration=iteration, seed=seed)
+            metrics |= self._learner.update(self._samples(estimates, fresh, earlier), iteration=iteration, seed=seed)
             targets = [[estimate.target for estimate in members] for members in estimates.values()]
             metrics |= self._critic.fit(targets, iteration=iteration, seed=seed, backward=self._learner.backward)
         metrics |= self._adapt_kl([e for name, members in kept.items() if fresh[name] for e in members])
@@ -83,11 +101,13 @@ class Ppo:
         advantages = generalised_advantages(rewards, values, self._config.gamma, self._config.gae_lambda)
         return _Estimate(experience, values, advantages)
 
-    def _samples(self, estimates: Mapping[str, Sequence[_Estimate]], fresh: Mapping[str, bool]) -> list[list[Sample]]:
+    def _samples(
+        self, estimates: Mapping[str, Sequence[_Estimate]], fresh: Mapping[str, bool], earlier: Collection[str]
+    ) -> list[list[Sample]]:
         rows = [estimate.advantages for members in estimates.values() for estimate in members]
         advantages = iter(whiten(rows) if self._config.whiten_advantages else rows)
         return [
-            [Sample(estimate.experience, fresh[name], next(advantages)) for estimate in members]
+            [Sample(estimate.experience, fresh[name], next(advantages), name in earlier) for estimate in members]
             for name, members in estimates.items()
         ]
 

@@ -1,13 +1,15 @@
 """From groups to what goes through the loss: selection, minibatches, micro-batches, padded tensors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rlsf import forward
+from rlsf.algorithms.additions import PartWeights, SampleWeight
 from rlsf.experience import Experience, Group
 from rlsf.forward import PaddedBatch, TokenPair
 from rlsf.policy import REFERENCE, Policy
@@ -24,6 +26,10 @@ class Sample:
     """Generated in this iteration, not drawn from the buffer."""
     advantages: np.ndarray
     """(T,), one per completion token."""
+    earlier: bool = False
+    """Of an earlier task than the one being trained."""
+    retention: float = 0.0
+    """See `SampleWeight`."""
 
     @property
     def tokens(self) -> TokenPair:
@@ -42,6 +48,8 @@ class TokenTensors:
     advantages: Tensor
     fresh: Tensor
     """(B,), bool."""
+    retention: Tensor | None = None
+    """(B,), see `SampleWeight`; None where no sample has one."""
 
 
 def token_pair(experience: Experience) -> TokenPair:
@@ -83,6 +91,28 @@ def minibatches(groups: Sequence[Sequence[T]], count: int, *, seed: int, epoch: 
         yield [member for index in part for member in groups[index]]
 
 
+def weighted(groups: Sequence[Sequence[Sample]], weights: Mapping[str, SampleWeight]) -> list[list[Sample]]:
+    """The same samples, those whose rollout is named counting as much as `weights` says."""
+
+    def weigh(sample: Sample) -> Sample:
+        weight = weights.get(sample.experience.rollout.id)
+        if weight is None:
+            return sample
+        return replace(sample, advantages=weight.learning * sample.advantages, retention=weight.retention)
+
+    return [[weigh(sample) for sample in group] for group in groups]
+
+
+def parts(members: Sequence[T], earlier: Sequence[bool], weights: PartWeights | None) -> list[tuple[list[T], float]]:
+    """A minibatch in the parts that are averaged by themselves, each with its weight; without `weights` it is one."""
+    if weights is None:
+        return [(list(members), 1.0)]
+    sides: tuple[list[T], list[T]] = ([], [])
+    for member, is_earlier in zip(members, earlier, strict=True):
+        sides[not is_earlier].append(member)
+    return [(side, weight) for side, weight in zip(sides, (weights.source, weights.target), strict=True) if side]
+
+
 def micro_batches(samples: Sequence[Sample], budget: int) -> list[list[Sample]]:
     """Parts of at most `budget` padded tokens: similar lengths go together, rollouts of one prompt stay neighbours."""
     longest: dict[tuple[int, ...], int] = {}
@@ -106,4 +136,11 @@ def tensors(samples: Sequence[Sample], policy: Policy) -> TokenTensors:
         reference=forward.pad_rows(known, batch) if len(known) == len(samples) else None,
         advantages=forward.pad_rows([sample.advantages for sample in samples], batch),
         fresh=batch.prompt_ids.new_tensor([sample.fresh for sample in samples]).bool(),
+        retention=_retention(samples, policy),
     )
+
+
+def _retention(samples: Sequence[Sample], policy: Policy) -> Tensor | None:
+    if not any(sample.retention for sample in samples):
+        return None
+    return torch.tensor([sample.retention for sample in samples], dtype=torch.float32, device=policy.device)

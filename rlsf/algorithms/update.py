@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from rlsf.algorithms.additions import NOTHING, Additions
 from rlsf.config.schema import OptimizerConfig
 from rlsf.errors import TrainingError
 from rlsf.experience import Experience, Group
@@ -55,9 +57,11 @@ class AdapterOptimizer:
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
+        additions: Additions = NOTHING,
     ) -> None:
         self._parameters = list(parameters)
         self._max_grad_norm = max_grad_norm
+        self._additions = additions
         self._configured = learning_rate
         self._lowered = 1.0
         self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
@@ -67,7 +71,12 @@ class AdapterOptimizer:
 
     @classmethod
     def from_config(
-        cls, parameters: Sequence[nn.Parameter], config: OptimizerConfig, *, total_steps: int
+        cls,
+        parameters: Sequence[nn.Parameter],
+        config: OptimizerConfig,
+        *,
+        total_steps: int,
+        additions: Additions = NOTHING,
     ) -> "AdapterOptimizer":
         """As the algorithm's section says."""
         return cls(
@@ -79,6 +88,7 @@ class AdapterOptimizer:
             betas=config.betas,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
+            additions=additions,
         )
 
     def step(
@@ -89,7 +99,7 @@ class AdapterOptimizer:
         backward: Callable[[Tensor], None],
         fail: Callable[[str], NoReturn],
     ) -> Step:
-        """One step on the sum of the micro-batches' losses.
+        """One step on the sum of the micro-batches' losses and of what is added to them.
 
         Args:
             loss: of one micro-batch, scaled so that the sum over all of them is the minibatch's loss.
@@ -98,20 +108,40 @@ class AdapterOptimizer:
         self._optimizer.zero_grad(set_to_none=True)
         total = 0.0
         with torch.enable_grad():  # a reward with a model of its own may have switched gradients off
-            for micro_batch in micro_batches:
-                value = loss(micro_batch)
+            for value in chain(map(loss, micro_batches), self._additions.penalties()):
                 if not math.isfinite(value.item()):
                     fail(f"the loss is {value.item()}")
                 backward(value)
                 total += value.item()
+        rates = self._additions.rates()
+        if rates is not None:
+            self._still(rates)
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
         if not math.isfinite(norm):
             fail(f"the gradient norm is {norm}")
         learning_rate = self._schedule.get_last_lr()[0]
-        self._optimizer.step()
+        with self._at_rates(rates):
+            self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
         return Step(total, norm, learning_rate)
+
+    def _still(self, rates: Sequence[Tensor]) -> None:
+        """What may not move takes no part in the gradient's norm."""
+        for parameter, rate in zip(self._parameters, rates, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.mul_(rate != 0)
+
+    @contextmanager
+    def _at_rates(self, rates: Sequence[Tensor] | None) -> Iterator[None]:
+        """Scales the step taken within the block. AdamW's step, weight decay included, is proportional to the rate, so
+        that this is the step at a rate of its own for every weight."""
+        before = None if rates is None else [parameter.detach().clone() for parameter in self._parameters]
+        yield
+        if rates is None or before is None:
+            return
+        for parameter, old, rate in zip(self._parameters, before, rates, strict=True):
+            parameter.data.copy_(torch.where(rate == 0, old, torch.lerp(old, parameter.data, rate.expand_as(old))))
 
     def lower_rate(self, factor: float) -> None:
         """Go on at `factor` times the rate; the schedule's shape stays."""

@@ -17,6 +17,8 @@ from reward.config import (
     uses_labels,
 )
 from rlsf.config.guard import GuardConfig
+from rlsf.config.strategies import ContinualConfig
+from rlsf.config.stream import DriftingStream, JointStream, SequentialStream, StreamConfig
 from rollouts.config import MAX_COMPLETIONS, AutoEngineConfig, DeliveryConfig, EngineConfig, SamplingConfig, Section
 from rollouts.types import SamplingParams
 
@@ -170,7 +172,10 @@ class WarmStartConfig(Section):
     """Supervised fine-tuning on a few labelled examples before the loop: it settles the answer format."""
 
     examples: int = Field(64, ge=1)
-    """Labelled examples taken from the train split of the first task; the only labels the run trains on."""
+    """Labelled examples taken from a task's train split; the only labels the run trains on."""
+    tasks: Literal["first", "each", "all"] = "first"
+    """`each` also begins every later task of the stream with such a warm start of its own, with the strategies of
+    `continual` at work in it; `all` begins the loop with examples of all tasks together."""
     steps: int = Field(32, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(8, ge=1)
@@ -364,6 +369,9 @@ class EvaluationConfig(Section):
     patience: int | None = Field(None, ge=1)
     """Stop when validation pass@1 has not improved for this many evaluations; in a stream the last task alone can end
     the run."""
+    matrix: bool = True
+    """After each stretch of a stream of tasks, also measure every task on its test split: the matrix of scores that
+    forgetting is computed from (docs/continual.md)."""
     min_delta: float = Field(0.0, ge=0)
     """An improvement is more than this."""
     select: Literal["last", "best", "canary"] = "last"
@@ -415,7 +423,8 @@ class RunConfig(Section):
     output_dir: str = "runs"
     model: ModelConfig = ModelConfig()
     tasks: list[TaskConfig] = Field(min_length=1)
-    """The stream, in order."""
+    """What is learned."""
+    stream: StreamConfig = SequentialStream()
     engine: EngineConfig = AutoEngineConfig()
     delivery: DeliveryConfig = DeliveryConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -423,11 +432,26 @@ class RunConfig(Section):
     warm_start: WarmStartConfig | None = None
     algorithm: AlgorithmConfig = GrpoConfig()
     replay: ReplayConfig = ReplayConfig()
+    continual: ContinualConfig = ContinualConfig()
     loop: LoopConfig = LoopConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     preflight: PreflightConfig = PreflightConfig()
     guard: GuardConfig = GuardConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def first_task(self) -> TaskConfig:
+        """That the stream begins with."""
+        order = getattr(self.stream, "order", None)
+        return next((task for task in self.tasks if order is not None and task.name == order[0]), self.tasks[0])
+
+    @property
+    def warm_started_tasks(self) -> list[TaskConfig]:
+        """Those that are warm-started, the first of the stream first."""
+        if self.warm_start is None:
+            return []
+        others = [task for task in self.tasks if task is not self.first_task]
+        return [self.first_task, *(others if self.warm_start.tasks != "first" else [])]
 
     @property
     def task_iterations(self) -> tuple[int, ...]:
@@ -449,7 +473,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
+        self._check_budgets()
         self._check_stream()
+        self._check_continual()
         self._check_sampling()
         self._check_labels()
         self._check_replay()
@@ -510,6 +536,30 @@ class RunConfig(Section):
             )
 
     def _check_stream(self) -> None:
+        names = {task.name for task in self.tasks}
+        if isinstance(self.stream, DriftingStream):
+            unknown = sorted({*self.stream.start, *self.stream.end} - names)
+            absent = sorted(names - {*self.stream.start, *self.stream.end})
+            if unknown or absent:
+                raise ValueError(
+                    f"stream: {(unknown or absent)[0]!r} "
+                    + ("is no task" if unknown else "is a task that neither start nor end gives a share")
+                )
+            return
+        order = None if isinstance(self.stream, JointStream) else self.stream.order
+        if order is not None and sorted(order) != sorted(names):
+            raise ValueError(f"stream.order: must name each task once: {', '.join(task.name for task in self.tasks)}")
+
+    def _check_continual(self) -> None:
+        continual, rank = self.continual, self.model.lora.r
+        if continual.orthogonal is not None and rank % continual.orthogonal.rank:
+            raise ValueError(
+                f"continual.orthogonal.rank: model.lora.r ({rank}) must be a multiple of {continual.orthogonal.rank}"
+            )
+        if continual.cppo is not None and self.algorithm.kind == "dpo":
+            raise ValueError("continual.cppo: it weighs single samples, and dpo learns from pairs; take grpo or ppo")
+
+    def _check_budgets(self) -> None:
         names = [task.name for task in self.tasks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -548,11 +598,11 @@ class RunConfig(Section):
             )
         if self.warm_start is None:
             return
-        first = self.tasks[0]
-        if not first.is_labelled:
-            raise ValueError(f"warm_start: it needs reference answers, and the first task, {first.name!r}, has none")
-        if first.split.train is not None and first.split.train < self.warm_start.examples:
-            raise ValueError(
-                f"warm_start.examples: {self.warm_start.examples} are more than the first task's split.train "
-                f"({first.split.train})"
-            )
+        for task in self.warm_started_tasks:
+            if not task.is_labelled:
+                raise ValueError(f"warm_start: it needs reference answers, and task {task.name!r} has none")
+            if task.split.train is not None and task.split.train < self.warm_start.examples:
+                raise ValueError(
+                    f"warm_start.examples: {self.warm_start.examples} are more than split.train of task {task.name!r} "
+                    f"({task.split.train})"
+                )

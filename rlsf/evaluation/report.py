@@ -8,6 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rlsf.continual.matrix import describe_stream
+from rlsf.continual.table import print_stream
 from rlsf.display import Display, say, warn
 from rlsf.evaluation.evaluate import Change, Evaluation
 from rlsf.run_dir import read_jsonl
@@ -39,6 +41,7 @@ def summarize(run: "Run") -> dict[str, Any]:
             "validation_labels_choose": run.config.validation_labels_choose,
         },
         "tasks": tasks,
+        "continual": describe_stream(run) if len(run.stream.tasks) > 1 else None,
         "preflight": run.state.preflight,
         "tokens": run.state.tokens,
         "seconds": {name: round(value, 2) for name, value in run.state.seconds.items()},
@@ -79,6 +82,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
             say(console, f"{name}: no reference answers, so no accuracy")
         else:
             console.print(_task_table(name, task, console.width))
+    if summary.get("continual"):  # older summaries have none
+        print_stream(summary["continual"], console)
     labels = summary["labels"]["warm_start_examples"]
     used = f"{labels} labelled examples in the warm start; " if labels else ""
     seen = (

@@ -1,4 +1,4 @@
-"""Tasks one after the other, each with its budget of iterations and its own held-out data."""
+"""The tasks of a run, each with its own held-out data, and the prompts of every iteration."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ import numpy as np
 from rlsf.config.schema import RunConfig, TaskConfig
 from rlsf.errors import DataError
 from rlsf.seeds import derive_seed
+from rlsf.tasks.schedule import Schedule, Segment
 from rlsf.tasks.sources import read_rows
 from rlsf.tasks.splits import DataReport, Split, drop_held_out_elsewhere, split_rows
 from rollouts.types import Prompt
@@ -17,7 +18,7 @@ from rollouts.types import Prompt
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its data, split, and its place in the stream."""
+    """One task: its data and splits."""
 
     name: str
     config: TaskConfig
@@ -28,14 +29,6 @@ class Task:
     seed: int
     """Of the run."""
     report: DataReport
-    first_iteration: int = 1
-    """Of the stream, counted from 1, in which this task is trained."""
-    iterations: int = 1
-    """How many it is trained for."""
-
-    @property
-    def last_iteration(self) -> int:
-        return self.first_iteration + self.iterations - 1
 
     @property
     def has_references(self) -> bool:
@@ -56,54 +49,99 @@ class Task:
         """Training prompts with a reference answer, for a warm start."""
         return tuple(prompt for prompt in self.train if prompt.reference is not None)
 
-    def train_batch(self, iteration: int, n: int) -> list[Prompt]:
-        """The `n` training prompts of an iteration: a function of seed, task and iteration, so nothing needs saving.
-
-        Training goes in epochs of ⌊len(train) / n⌋ iterations. Each epoch shuffles anew and takes no prompt twice; the
-        len(train) mod n prompts that would not fill a batch wait for another epoch.
-
-        Args:
-            iteration: of the stream, counted from 1; this task's epochs begin at its `first_iteration`.
-            n: prompts per iteration; the same in every iteration.
-
-        Raises:
-            DataError: there are fewer than `n` training prompts.
-        """
-        if n > len(self.train):
-            raise DataError(
-                f"task {self.name!r}: {len(self.train)} training prompts are fewer than loop.prompts ({n}); lower it, "
-                "or split.test and split.validation"
-            )
-        epoch, batch = divmod(iteration - self.first_iteration, len(self.train) // n)
-        order = np.random.default_rng(derive_seed(self.seed, "epoch", self.name, epoch)).permutation(len(self.train))
-        return [self.train[index] for index in order[batch * n : (batch + 1) * n]]
+    def epoch(self, number: int) -> list[Prompt]:
+        """The training prompts, shuffled anew for each epoch, counted from 0."""
+        order = np.random.default_rng(derive_seed(self.seed, "epoch", self.name, number)).permutation(len(self.train))
+        return [self.train[index] for index in order]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The prompts of one task in a batch."""
+
+    task: Task
+    prompts: list[Prompt]
+
+
 class Stream:
-    """The tasks in the order in which they are trained."""
+    """The tasks, and which of their prompts come when: a function of the seed and the schedule, so that nothing but the
+    lengths of segments that ended early needs saving."""
 
-    tasks: tuple[Task, ...]
+    def __init__(self, tasks: Sequence[Task], schedule: Schedule, *, prompts: int, seed: int) -> None:
+        """
+        Args:
+            prompts: per iteration.
+            seed: of the run.
+        """
+        self.tasks = tuple(tasks)
+        self.schedule = schedule
+        self._prompts = prompts
+        self._seed = seed
+        self._by_name = {task.name: task for task in tasks}
+        self._drawn: list[dict[str, int]] = [dict.fromkeys(self._by_name, 0)]
+        """By task, the place in the task's epochs after each iteration so far: epochs passed · prompts + taken."""
 
     @property
     def iterations(self) -> int:
-        """Of all tasks together."""
-        return self.tasks[-1].last_iteration
+        """Of all segments together."""
+        return self.schedule.iterations
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return self.schedule.segments
 
     def digests(self) -> dict[str, str]:
         """`Task.digest` by the task's name."""
         return {task.name: task.digest() for task in self.tasks}
 
+    def segment(self, iteration: int) -> Segment:
+        """Raises ValueError where the stream has no such iteration."""
+        return self.schedule.segment(iteration)
+
     def active(self, iteration: int) -> Task:
-        """The task that is trained in an iteration, counted from 1."""
-        for task in self.tasks:
-            if task.first_iteration <= iteration <= task.last_iteration:
-                return task
-        raise ValueError(f"iteration {iteration} is not in 1 to {self.iterations}")
+        """The task that leads in an iteration, counted from 1."""
+        return self._by_name[self.segment(iteration).task]
 
     def tasks_seen(self, iteration: int) -> tuple[Task, ...]:
-        """The tasks trained up to and including an iteration; none at 0."""
-        return tuple(task for task in self.tasks if task.first_iteration <= iteration)
+        """The tasks trained up to and including an iteration, in the order of the tasks; none at 0."""
+        return tuple(self._by_name[name] for name in self.schedule.seen(iteration))
+
+    def resume(self, ended: Sequence[int]) -> None:
+        """Go on where the first segments took so many iterations, whatever their budgets."""
+        self.schedule = self.schedule.with_lengths(ended)
+
+    def end_segment(self, iteration: int) -> None:
+        """Let the segment of `iteration` end with it, whatever its budget."""
+        self.schedule = self.schedule.ended_early(iteration)
+        del self._drawn[iteration + 1 :]
+
+    def batch(self, iteration: int) -> list[Part]:
+        """The training prompts of an iteration, by task.
+
+        A task's training goes in epochs. Each shuffles anew and takes no prompt twice; prompts that are too few to fill
+        what an iteration asks for wait for another epoch.
+        """
+        while len(self._drawn) <= iteration:
+            self._drawn.append(self._advanced(len(self._drawn)))
+        parts = []
+        for name, count in self._counts(iteration).items():
+            task = self._by_name[name]
+            epoch, end = divmod(self._drawn[iteration][name] - 1, len(task.train))
+            parts.append(Part(task, task.epoch(epoch)[end + 1 - count : end + 1]))
+        return parts
+
+    def _counts(self, iteration: int) -> dict[str, int]:
+        return self.schedule.counts(iteration, self._prompts, derive_seed(self._seed, "counts", iteration))
+
+    def _advanced(self, iteration: int) -> dict[str, int]:
+        places = dict(self._drawn[iteration - 1])
+        for name, count in self._counts(iteration).items():
+            size = len(self._by_name[name].train)
+            taken = places[name] % size
+            if taken + count > size:
+                places[name] += size - taken
+            places[name] += count
+        return places
 
 
 def build_stream(config: RunConfig) -> Stream:
@@ -116,14 +154,12 @@ def build_stream(config: RunConfig) -> Stream:
             start needs them.
     """
     splits = drop_held_out_elsewhere([_split(task, config.seed) for task in config.tasks])
-    tasks: list[Task] = []
-    for task_config, split, iterations in zip(config.tasks, splits, config.task_iterations, strict=True):
-        first = tasks[-1].last_iteration + 1 if tasks else 1
-        tasks.append(_task(task_config, split, config.seed, first, iterations))
+    tasks = [_task(task, split, config.seed) for task, split in zip(config.tasks, splits, strict=True)]
     for task in tasks:
-        task.train_batch(task.first_iteration, config.loop.prompts)
+        _check_enough(task, config.loop.prompts)
     _check_labels(config, tasks)
-    return Stream(tuple(tasks))
+    budgets = {task.name: budget for task, budget in zip(config.tasks, config.task_iterations, strict=True)}
+    return Stream(tasks, Schedule(config.stream, budgets), prompts=config.loop.prompts, seed=config.seed)
 
 
 def build_task(config: TaskConfig, seed: int) -> Task:
@@ -132,18 +168,26 @@ def build_task(config: TaskConfig, seed: int) -> Task:
     Raises:
         DataError: the source is missing or broken, or has too little data.
     """
-    return _task(config, _split(config, seed), seed, 1, config.iterations or 1)
+    return _task(config, _split(config, seed), seed)
 
 
 def _split(config: TaskConfig, seed: int) -> Split:
     return split_rows(config, read_rows(config, seed), derive_seed(seed, "split"))
 
 
-def _task(config: TaskConfig, split: Split, seed: int, first: int, iterations: int) -> Task:
+def _task(config: TaskConfig, split: Split, seed: int) -> Task:
     train, validation, test = (
         tuple(row.prompt for row in rows) for rows in (split.train[: config.split.train], split.validation, split.test)
     )
-    return Task(config.name, config, train, validation, test, seed, split.report, first, iterations)
+    return Task(config.name, config, train, validation, test, seed, split.report)
+
+
+def _check_enough(task: Task, prompts: int) -> None:
+    if prompts > len(task.train):
+        raise DataError(
+            f"task {task.name!r}: {len(task.train)} training prompts are fewer than loop.prompts ({prompts}); lower "
+            "it, or split.test and split.validation"
+        )
 
 
 def _check_labels(config: RunConfig, tasks: Sequence[Task]) -> None:
@@ -158,11 +202,14 @@ def _check_labels(config: RunConfig, tasks: Sequence[Task]) -> None:
         raise DataError(
             "evaluation: patience and select: best need reference answers on validation prompts, and no task has any"
         )
-    if config.warm_start is not None and len(tasks[0].labelled_train) < config.warm_start.examples:
-        raise DataError(
-            f"task {tasks[0].name!r}: warm_start.examples asks for {config.warm_start.examples} labelled training "
-            f"prompts, and there are {len(tasks[0].labelled_train)}{_columns_hint(tasks[0])}"
-        )
+    wanted = config.warm_start.examples if config.warm_start is not None else 0
+    started = {task.name for task in config.warm_started_tasks}
+    for task in tasks:
+        if task.name in started and len(task.labelled_train) < wanted:
+            raise DataError(
+                f"task {task.name!r}: warm_start.examples asks for {wanted} labelled training "
+                f"prompts, and there are {len(task.labelled_train)}{_columns_hint(task)}"
+            )
 
 
 def _columns_hint(task: Task) -> str:

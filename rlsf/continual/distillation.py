@@ -1,0 +1,64 @@
+"""Distillation from the last task's policy on completions replayed from earlier tasks."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from rlsf import forward
+from rlsf.config.strategies import DistillConfig
+from rlsf.experience import Experience, Group
+from rlsf.policy import LAST, Policy, sampling_temperature
+
+
+class Distillation:
+    """KL divergence to the frozen adapter `last`, averaged over the completion tokens of the replayed groups."""
+
+    def __init__(self, config: DistillConfig, policy: Policy, micro_batch_tokens: int) -> None:
+        self._config = config
+        self._policy = policy
+        self._micro_batch_tokens = micro_batch_tokens
+        self._experiences: list[Experience] = []
+        self.value: float | None = None
+        """Mean divergence (nats per token) at the last optimizer step; None where nothing was replayed."""
+
+    def replay(self, groups: Sequence[Group]) -> None:
+        """What the next update compares on."""
+        self._experiences = [e for group in groups for e in group.experiences if e.rollout.completion_ids]
+        self.value = None
+
+    def penalties(self) -> Iterator[Tensor]:
+        """coef · mean KL, in micro-batches that add up to it."""
+        if not self._experiences:
+            return
+        sequences = [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in self._experiences]
+        count = sum(len(completion) for _, completion in sequences)
+        temperature = sampling_temperature([e.rollout for e in self._experiences])
+        total = 0.0
+        for indices in forward.micro_batches(sequences, self._micro_batch_tokens):
+            part = [sequences[index] for index in indices]
+            batch = forward.collate(part, self._policy.pad_id, self._policy.device)
+            mask = batch.completion_mask.bool()
+            target = self._target(batch)[mask]
+            hidden = forward.completion_hidden_states(self._policy.causal_lm, batch)[mask]
+            values = forward.divergence(
+                self._policy.causal_lm,
+                hidden,
+                target,
+                temperature=temperature,
+                forward_kl=self._config.direction == "forward",
+            )
+            total += float(values.detach().sum())
+            yield self._config.coef * values.sum() / count
+        self.value = total / count
+
+    @torch.no_grad()
+    def _target(self, batch: forward.PaddedBatch) -> Tensor:
+        """(B, T, H) hidden states under the last policy, without dropout."""
+        model = self._policy.model
+        was_training = model.training
+        model.eval()
+        with self._policy.using(LAST):
+            hidden = forward.completion_hidden_states(self._policy.causal_lm, batch)
+        model.train(was_training)
+        return hidden
