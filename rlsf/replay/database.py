@@ -71,18 +71,21 @@ class Database:
             raise RunDirError(f"replay store {self.path}: the file is empty, and its log is not. {self.advice()}")
 
     def _mode(self, access: str) -> str:
-        if access != "read":
-            return "mode=rwc"
-        wal = self.path.with_name(FILE_NAME + "-wal")
+        return "mode=rwc" if access == "write" else self.read_mode(self.directory)
+
+    @staticmethod
+    def read_mode(directory: Path) -> str:
+        """What a reader of the store in `directory` asks SQLite for."""
         # Readers and writers share memory through a file beside the store, which a reader cannot make in a read-only
         # directory; there, without a log left to replay, nobody writes either.
-        if not os.access(self.directory, os.W_OK) and not wal.exists():
+        if not os.access(directory, os.W_OK) and not (directory / (FILE_NAME + "-wal")).exists():
             return "mode=ro&immutable=1"
         return "mode=ro"
 
     def create_schema(self, *, capacity: int, keep: str, seed: int) -> None:
         """Make an empty file a store, in one transaction. Leaves any other file alone."""
         with self.errors():
+            self.connection.execute("PRAGMA page_size = 4096")  # `rlsf.replay.rescue` relies on it; has no effect later
             self.connection.execute("PRAGMA journal_mode = WAL")
         with self.write() as connection:
             if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
@@ -142,7 +145,7 @@ class Database:
             if damaged_row is not None:
                 raise self.damage(damaged_row) from error
             primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            mending = MENDING.get(primary, str(error)).replace("{verify}", self.advice())
+            mending = MENDING.get(primary, "SQLite cannot work with it. {verify}").replace("{verify}", self.advice())
             raise RunDirError(f"replay store {self.path}: {mending} ({error})") from error
 
     def damage(self, what: str) -> RunDirError:

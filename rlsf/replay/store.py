@@ -65,6 +65,14 @@ class ReplayStore(ReplayReader):
             raise
         return cls(database, config, seed=seed)
 
+    @classmethod
+    def reopen(cls, directory: Path | str) -> Self:
+        """The store in `directory`, with the settings that it was made with and whatever draw. Raises RunDirError where
+        there is none."""
+        with ReplayReader.open_read_only(directory) as reader:
+            config = ReplayConfig(capacity=reader.capacity, keep=reader.keep)
+            return cls.open(directory, config, seed=reader.seed)
+
     def add(
         self,
         groups: Sequence[Group],
@@ -246,17 +254,22 @@ class ReplayStore(ReplayReader):
         with self._exclusive() as connection:
             journal.prune(connection, iteration)
 
-    def compact(self) -> None:
+    def compact(self) -> tuple[int, int]:
         """Give the room of what is gone back to the disk. Needs as much room again meanwhile; a kill loses nothing.
+
+        Returns:
+            Bytes on disk, before and after.
 
         Raises:
             RunDirError: as `add`.
         """
+        before = self._db.size_on_disk()
         with self._exclusive():
             pass  # raises where another process has written
         with self._db.errors():
             self._db.connection.execute("VACUUM")
             self._db.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return before, self._db.size_on_disk()
 
     def _check_settings(self, config: ReplayConfig, seed: int) -> None:
         for name, was, wanted in (
