@@ -297,3 +297,37 @@ def test_after_a_rollback_it_goes_on_like_a_store_that_was_left_alone(tmp_path_f
     assert alone.store.digest() == resumed.store.digest()
     alone.store.close()
     resumed.store.close()
+
+
+@pytest.mark.parametrize(("keep", "draw"), list(zip([*KEEPS, *KEEPS], DRAWS, strict=False)))
+def test_a_large_store_that_was_reopened_draws_what_the_one_that_stayed_open_draws(tmp_path, keep, draw):
+    """Large: strata of many leaves. A draw of all groups would also find one that is lost."""
+    config = ReplayConfig(capacity=250, keep=keep, draw=draw, max_staleness=9)
+    stores = [ReplayStore.open(tmp_path / name, config, seed=SEED) for name in ("open", "reopened")]
+    rng = np.random.default_rng(0)
+    for iteration in range(1, 8):
+        groups = [
+            make_group(
+                f"{iteration}-{i}",
+                iteration=iteration,
+                task=f"task{i % 3}",
+                priority=float(rng.integers(3)),
+                rewards=(float(rng.random()),),
+            )
+            for i in range(60)
+        ]
+        clusters = {group.id: int(rng.integers(4)) for group in groups}
+        drawn: list[list[str]] = []
+        for store in stores:
+            store.add(groups, iteration=iteration, clusters=clusters)
+            store.set_clusters({f"{iteration - 1}-{i}": i % 5 for i in range(0, 60, 7)}, iteration=iteration)
+            some = store.draw(40, iteration=iteration, policy_version=iteration, exclude_iteration=iteration)
+            store.update_priorities({group.id: 0.5 for group in some[::2]}, iteration=iteration)
+            all_others = store.draw(300, iteration=iteration, policy_version=iteration, exclude_tasks=["task1"])
+            drawn.append([group.id for group in [*some, *all_others]])
+        assert drawn[0] == drawn[1]
+        stores[1].close()
+        stores[1] = ReplayStore.open(tmp_path / "reopened", config, seed=SEED)
+    assert len(drawn[0]) > 100
+    for store in stores:
+        store.close()

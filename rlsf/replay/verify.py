@@ -96,6 +96,7 @@ def verify_run(run: RunDir, console: Console, *, output: Path | None) -> None:
             output=output,
             fallback=None if output is None else _settings_of(run),
         )
+    console.print(Text(str(found.path)))
     console.print(_summary(found))
     if found.salvaged is not None:
         console.print(f"{output}: a new store with {found.salvaged:,} groups", markup=False, highlight=False)
@@ -158,7 +159,7 @@ def _inconsistencies(examination: Examination, stored: int, journal: list[tuple]
 
 
 def _summary(found: Verification) -> Table:
-    table = Table(title=Text(str(found.path)), title_justify="left")
+    table = Table()
     table.add_column("table")
     table.add_column("whole", justify="right")
     table.add_column("damaged", justify="right")
