@@ -237,6 +237,36 @@ def continual_table(
     compare_runs(runs, _console(), output=output)
 
 
+@replay_app.command("verify")
+def replay_verify(
+    directory: RunPath,
+    salvage: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write a new store there, of every group that is whole.")
+    ] = None,
+) -> None:
+    """Read and check everything in a replay store. Ends with status 2 where something is damaged.
+
+    Example: rlsf replay verify runs/smoke --salvage saved
+    """
+    from rlsf.replay.verify import verify_run
+    from rlsf.run_dir import RunDir
+
+    verify_run(RunDir.open(directory), _console(), output=salvage)
+
+
+@replay_app.command("compact")
+def replay_compact(directory: RunPath) -> None:
+    """Give the room of evicted groups back to the disk. Not while a process works on the run."""
+    from rlsf.display import say
+    from rlsf.replay import ReplayStore
+    from rlsf.run_dir import RunDir
+
+    run = RunDir.open(directory)
+    with run.locked(), ReplayStore.reopen(run.replay) as store:
+        before, after = store.compact()
+        say(_console(), f"{run.replay}: {before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB now")
+
+
 @app.command()
 def doctor() -> None:
     """What is installed, which engine and sync mode will be used, and why."""

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from reward.types import Score
-from rlsf.config.schema import PrioritizedDraw, ReplayConfig
+from rlsf.config.schema import (
+    PerClusterDraw,
+    PerTaskDraw,
+    PrioritizedDraw,
+    RecencyDraw,
+    ReplayConfig,
+    SuccessDraw,
+)
 from rlsf.experience import Experience, Group
 from rlsf.replay import ReplayStore
 from rollouts.types import Prompt, Rollout, SamplingParams
@@ -61,26 +68,39 @@ PRUNE_LAG = 3
 
 
 def scenario_config(keep: str) -> ReplayConfig:
-    return ReplayConfig(capacity=9, keep=keep, draw=PrioritizedDraw(), max_staleness=6)  # type: ignore[arg-type]
+    draws = {"fifo": PrioritizedDraw(), "balanced": PerTaskDraw(), "diverse": PerClusterDraw(within=RecencyDraw())}
+    draw = draws.get(keep, SuccessDraw(within=PrioritizedDraw()))
+    return ReplayConfig(capacity=9, keep=keep, draw=draw, max_staleness=6)  # type: ignore[arg-type]
 
 
 def play_iteration(store: ReplayStore, iteration: int) -> None:
-    """One iteration of a made-up run: add, draw, re-prioritise, and prune as a checkpoint would."""
+    """One iteration of a made-up run: add, draw, re-prioritise, cluster anew, and prune as a checkpoint would."""
     rng = np.random.default_rng(iteration)
     fresh = [
         make_group(
             f"g{iteration}-{i}",
             iteration=iteration,
+            task=f"task{i % 3}",
             priority=float(rng.random()),
+            rewards=(float(rng.random()), None),
             logprobs=tuple(rng.normal(size=150).tolist()),
         )
         for i in range(4)
     ]
-    store.add(fresh, iteration=iteration)
+    store.add(
+        fresh,
+        iteration=iteration,
+        clusters={group.id: int(rng.integers(3)) for group in fresh[1:]},
+        embeddings={group.id: rng.normal(size=4) for group in fresh},
+    )
     drawn = store.draw(5, iteration=iteration, policy_version=iteration, exclude_iteration=iteration)
     store.update_priorities({group.id: float(rng.random()) for group in [*fresh, *drawn]}, iteration=iteration)
+    if iteration % 4 == 3:
+        store.set_clusters({group.id: int(rng.integers(3)) for group in drawn}, iteration=iteration)
     if iteration > PRUNE_LAG:
         store.prune_journal(iteration - PRUNE_LAG)
+    if iteration % 5 == 2:
+        store.compact()
 
 
 if __name__ == "__main__":
@@ -89,4 +109,5 @@ if __name__ == "__main__":
         print("open", flush=True)
         for number in range(1, SCENARIO_ITERATIONS + 1):
             play_iteration(opened, number)
+            print(number, flush=True)
     print("done", flush=True)

@@ -17,6 +17,7 @@ import pytest
 from rlsf.config.schema import ReplayConfig
 from rlsf.errors import RunDirError
 from rlsf.replay import ReplayReader, ReplayStore
+from rlsf.replay.verify import verify
 from tests.replay_groups import (
     PRUNE_LAG,
     SCENARIO_ITERATIONS,
@@ -33,7 +34,7 @@ def open_scenario(directory: Path, keep: str) -> ReplayStore:
     return ReplayStore.open(directory, scenario_config(keep), seed=SCENARIO_SEED)
 
 
-@pytest.fixture(scope="module", params=["fifo", "reservoir"])
+@pytest.fixture(scope="module", params=["fifo", "reservoir", "balanced", "top_reward", "diverse"])
 def uninterrupted(request, tmp_path_factory) -> tuple[str, list[str]]:
     """The policy, and the digest at the end of each iteration of a run that nobody killed."""
     with open_scenario(tmp_path_factory.mktemp("uninterrupted"), request.param) as store:
@@ -45,7 +46,9 @@ def uninterrupted(request, tmp_path_factory) -> tuple[str, list[str]]:
 
 
 def check_resume(directory: Path, keep: str, digests: list[str], *, back: int) -> None:
-    """A store that was left behind by a kill can be read, goes back, and goes on like the one that was left alone."""
+    """A store that was left behind by a kill is whole, goes back, and goes on like the one that was left alone."""
+    found = verify(directory)
+    assert found.is_whole, found
     with ReplayReader.open_read_only(directory) as reader:
         last = reader.last_iteration
         left_behind = reader.digest()
@@ -116,11 +119,51 @@ def test_a_process_killed_at_random_moments_can_be_resumed(uninterrupted, tmp_pa
         assert process.stdout.readline() == b"open\n"
         time.sleep(rng.uniform(0, seconds))
         process.kill()
-        finished = b"done" in process.communicate()[0]
+        said = process.communicate()[0].split()
+        finished = said[-1:] == [b"done"]
+        acknowledged = max((int(word) for word in said if word != b"done"), default=0)
+        with ReplayReader.open_read_only(directory) as reader:
+            assert reader.last_iteration >= acknowledged
         interrupted += not finished
         if finished:  # a fast machine: kill earlier
             seconds /= 2
         check_resume(directory, keep, digests, back=int(rng.integers(1, PRUNE_LAG + 1)))
+    assert interrupted
+
+
+def test_a_kill_while_the_store_is_compacted_changes_nothing(tmp_path):
+    noise = np.random.default_rng(0)
+
+    def make(store: ReplayStore, iteration: int) -> None:
+        groups = [
+            make_group(f"g{iteration}-{i}", iteration=iteration, logprobs=tuple(noise.normal(size=900).tolist()))
+            for i in range(40)
+        ]
+        store.add(groups, iteration=iteration)
+        store.prune_journal(iteration)
+
+    with ReplayStore.open(tmp_path, ReplayConfig(capacity=100), seed=0) as store:
+        for iteration in range(1, 6):
+            make(store, iteration)
+        before = store.digest()
+        began = time.perf_counter()
+        freed, left = store.compact()
+        seconds = time.perf_counter() - began
+        assert left < freed and store.digest() == before
+    interrupted = 0
+    for moment in np.random.default_rng(1).uniform(0, 1.5 * seconds, size=8):
+        pid = os.fork()
+        if pid == 0:
+            with ReplayStore.reopen(tmp_path) as child:
+                for _ in range(3):
+                    child.compact()
+            os._exit(0)
+        time.sleep(float(moment))
+        os.kill(pid, signal.SIGKILL)
+        interrupted += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        assert verify(tmp_path).is_whole
+        with ReplayStore.reopen(tmp_path) as store:
+            assert store.digest() == before
     assert interrupted
 
 

@@ -34,6 +34,15 @@ def test_stats_of_an_empty_and_of_a_long_run(tmp_path):
     assert "96" in text and "94" in text and "0.5" in text
 
 
+def test_stats_show_the_policy_and_the_largest_clusters(tmp_path):
+    with ReplayStore.open(tmp_path, ReplayConfig(keep="diverse"), seed=0) as store:
+        groups = [make_group(f"g{i}") for i in range(100)]
+        store.add(groups, iteration=1, clusters={group.id: i % 13 for i, group in enumerate(groups[:60])})
+        text = printed(print_stats, store)
+    assert "100 of 10,000 (diverse)" in text and "Clusters" in text
+    assert "none │     40" in text and "4 smaller" in text
+
+
 def test_a_group_shows_why_each_answer_got_its_reward():
     group = make_group(
         "g1",

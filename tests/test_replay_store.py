@@ -1,20 +1,14 @@
 """The store against a plain model in memory, and every way in which it can be opened or refuse."""
 
-import copy
 import sqlite3
 import threading
-from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from rlsf.config.schema import PrioritizedDraw, ReplayConfig, UniformDraw
+from rlsf.config.schema import PrioritizedDraw, ReplayConfig
 from rlsf.errors import RunDirError
-from rlsf.experience import Group
 from rlsf.replay import ReplayReader, ReplayStore
-from rlsf.replay.database import FILE_NAME
+from rlsf.replay.tables import FILE_NAME, blob_checksum, row_checksum
 from tests.replay_groups import make_group, play_iteration
 
 SEED = 7
@@ -26,176 +20,6 @@ def open_store(directory, **config) -> ReplayStore:
 
 def ids(groups) -> list[str]:
     return [group.id for group in groups]
-
-
-# -- against a model ---------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Model:
-    """What the store should do, written plainly: lists, copies of everything, no slots in SQL, no tree."""
-
-    config: ReplayConfig
-    kept: list[Group] = field(default_factory=list)
-    seen: int = 0
-    drawn: int = 0
-
-    def add(self, groups: list[Group]) -> None:
-        for group in groups:
-            self.seen += 1
-            if len(self.kept) < self.config.capacity:
-                self.kept.append(group)
-            elif self.config.keep == "fifo":
-                self.kept = [*self.kept[1:], group]
-            else:  # algorithm R
-                place = int(np.random.default_rng([SEED, 1, self.seen]).integers(self.seen))
-                if place < self.config.capacity:
-                    self.kept[place] = group
-
-    def set_priorities(self, priorities: dict[str, float]) -> int:
-        known = priorities.keys() & set(ids(self.kept))
-        self.kept = [
-            replace(
-                group,
-                experiences=tuple(replace(e, priority=priorities[group.id]) for e in group.experiences),
-            )
-            if group.id in known
-            else group
-            for group in self.kept
-        ]
-        return len(known)
-
-    def check_draw(self, drawn: list[Group], n: int, version: int, excluded: int | None) -> None:
-        oldest = -1 if self.config.max_staleness is None else version - self.config.max_staleness
-        eligible = {g.id: g for g in self.kept if g.policy_version >= oldest and g.iteration != excluded}
-        if self.config.draw.kind == "prioritized" and self.config.draw.alpha > 0:
-            positive = {group_id: group for group_id, group in eligible.items() if group.priority > 0}
-            eligible = positive or eligible
-        assert len(set(ids(drawn))) == len(drawn) == min(n, len(eligible))
-        assert all(eligible[group.id] == group for group in drawn)
-        self.drawn += len(drawn)
-
-    def check(self, store: ReplayReader) -> None:
-        assert len(store) == len(self.kept)
-        assert {g.id: g for g in store.groups()} == {g.id: g for g in self.kept}
-        assert store.seen == self.seen
-        assert store.stats().drawn == self.drawn
-
-
-PRIORITIES = st.sampled_from([0.0, 0.5, 1.0, 1.0, 7.5])  # ties and zeros are common
-OPERATIONS = st.one_of(
-    st.tuples(st.just("add"), st.lists(PRIORITIES, min_size=1, max_size=5)),
-    st.tuples(st.just("draw"), st.integers(0, 6), st.integers(0, 6), st.booleans()),
-    st.tuples(st.just("prioritise"), st.lists(st.tuples(st.integers(0, 20), PRIORITIES), min_size=1, max_size=4)),
-    st.tuples(st.just("next")),
-    st.tuples(st.just("reopen")),
-)
-CONFIGS = st.builds(
-    ReplayConfig,
-    capacity=st.sampled_from([1, 3, 8]),
-    keep=st.sampled_from(["fifo", "reservoir"]),
-    draw=st.sampled_from([UniformDraw(), PrioritizedDraw(), PrioritizedDraw(alpha=0, age_decay=0.5)]),
-    max_staleness=st.sampled_from([None, 1, 3]),
-)
-
-
-class Driver:
-    """Plays operations on a store, and on a model where one is given."""
-
-    def __init__(self, directory, config: ReplayConfig) -> None:
-        self.directory, self.config = directory, config
-        self.store = ReplayStore.open(directory, config, seed=SEED)
-        self.iteration, self.made = 1, 0
-
-    def reopen(self) -> None:
-        self.store.close()
-        self.store = ReplayStore.open(self.directory, self.config, seed=SEED)
-
-    def play(self, operation, model: Model | None = None) -> list[str]:
-        kind, *arguments = operation
-        if kind == "add":
-            groups = [
-                make_group(f"g{self.made + i}", iteration=self.iteration, priority=priority, task=f"task{i % 2}")
-                for i, priority in enumerate(arguments[0])
-            ]
-            self.made += len(groups)
-            self.store.add(groups, iteration=self.iteration)
-            if model is not None:
-                model.add(groups)
-        elif kind == "draw":
-            n, version, exclude = arguments
-            excluded = self.iteration if exclude else None
-            drawn = self.store.draw(n, iteration=self.iteration, policy_version=version, exclude_iteration=excluded)
-            if model is not None:
-                model.check_draw(drawn, n, version, excluded)
-            return ids(drawn)
-        elif kind == "prioritise":
-            priorities = {f"g{number}": priority for number, priority in arguments[0]}
-            changed = self.store.update_priorities(priorities, iteration=self.iteration)
-            if model is not None:
-                assert changed == model.set_priorities(priorities)
-        elif kind == "next":
-            self.store.add([], iteration=self.iteration)  # a run adds in every iteration, if only nothing
-            self.iteration += 1
-        else:
-            self.reopen()
-        return []
-
-
-@settings(deadline=None, max_examples=50)
-@given(config=CONFIGS, operations=st.lists(OPERATIONS, min_size=6, max_size=40), data=st.data())
-def test_the_store_does_what_the_model_does_and_every_rollback_is_exact(tmp_path_factory, config, operations, data):
-    driver, model = Driver(tmp_path_factory.mktemp("replay"), config), Model(config)
-    ends = [(driver.store.digest(), copy.deepcopy(model))]  # at the end of each iteration
-    for operation in operations:
-        driver.play(operation, model)
-        model.check(driver.store)
-        if operation[0] == "next":
-            ends.append((driver.store.digest(), copy.deepcopy(model)))
-    pruned = data.draw(st.integers(0, len(ends) - 1), label="pruned")
-    before = driver.store.digest()
-    driver.store.prune_journal(pruned)
-    assert driver.store.digest() == before
-    targets = data.draw(st.sets(st.integers(pruned, len(ends) - 1), min_size=1), label="targets")
-    for target in sorted(targets | {pruned}, reverse=True):
-        digest, snapshot = ends[target]
-        driver.store.rollback(target)
-        assert driver.store.digest() == digest
-        snapshot.check(driver.store)
-    if pruned:
-        with pytest.raises(RunDirError, match=f"pruned up to iteration {pruned}"):
-            driver.store.rollback(pruned - 1)
-    assert ReplayReader.open_read_only(driver.directory).digest() == ends[pruned][0]
-    driver.store.close()
-
-
-@settings(deadline=None, max_examples=30)
-@given(
-    config=CONFIGS,
-    first=st.lists(OPERATIONS, max_size=12),
-    lost=st.lists(OPERATIONS, max_size=12),
-    rest=st.lists(OPERATIONS, max_size=12),
-    reopen=st.booleans(),
-)
-def test_after_a_rollback_it_goes_on_like_a_store_that_was_left_alone(
-    tmp_path_factory, config, first, lost, rest, reopen
-):
-    alone = Driver(tmp_path_factory.mktemp("alone"), config)
-    resumed = Driver(tmp_path_factory.mktemp("resumed"), config)
-    for operation in [*first, ("next",)]:
-        assert alone.play(operation) == resumed.play(operation)
-    iteration, made = resumed.iteration, resumed.made
-    for operation in lost:
-        resumed.play(operation)
-    if reopen:
-        resumed.reopen()
-    resumed.store.rollback(iteration - 1)
-    resumed.iteration, resumed.made = iteration, made
-    for operation in rest:
-        assert alone.play(operation) == resumed.play(operation)
-    assert alone.store.digest() == resumed.store.digest()
-    alone.store.close()
-    resumed.store.close()
 
 
 # -- adding and drawing ------------------------------------------------------------------------------------------------
@@ -436,6 +260,9 @@ def test_groups_are_read_page_by_page_and_survive_changes_in_between(tmp_path):
 def multiply(directory, times: int) -> None:
     """Copy every group of a full store of 1000, in SQL: a hundred thousand calls' worth in a moment."""
     with sqlite3.connect(directory / FILE_NAME) as connection:
+        connection.create_function("row_checksum", -1, row_checksum)
+        connection.create_function("row_is_whole", -1, lambda *_: True)
+        connection.create_function("blob_checksum", 2, blob_checksum)
         connection.execute(
             "CREATE TEMP TABLE copies AS WITH RECURSIVE numbers(n) AS "
             "(VALUES (1) UNION ALL SELECT n + 1 FROM numbers LIMIT ?) SELECT n * 1000 AS shift FROM numbers",
@@ -443,9 +270,12 @@ def multiply(directory, times: int) -> None:
         )
         connection.execute(
             "INSERT INTO groups SELECT seq + shift, id || '/' || shift, task, iteration, policy_version, slot + shift, "
-            "priority, draws FROM groups, copies"
+            "priority, draws, cluster, class, rank + shift, success, 0 FROM groups, copies"
         )
-        connection.execute("INSERT INTO payloads SELECT seq + shift, data FROM payloads, copies")
+        connection.execute(
+            "INSERT INTO payloads SELECT seq + shift, data, blob_checksum(groups.id || '/' || shift, data) "
+            "FROM payloads JOIN groups USING (seq), copies"
+        )
         connection.execute("UPDATE progress SET seen = seen * ?", (times,))
     connection.close()
 
@@ -544,7 +374,7 @@ def test_a_store_of_another_version_is_refused(tmp_path):
     open_store(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE_NAME) as connection:
         connection.execute("PRAGMA user_version = 99")
-    both_ways(tmp_path, "schema version 99, and this rlsf reads version 1")
+    both_ways(tmp_path, "schema version 99, and this rlsf reads version 2")
 
 
 def test_a_damaged_file_is_said_to_be_damaged(tmp_path):

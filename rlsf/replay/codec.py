@@ -124,8 +124,8 @@ def uncompressed(payload: bytes, *, group_id: str) -> bytes:
         return zlib.decompress(payload)
     except zlib.error as error:
         raise RunDirError(
-            f"the replay store's payload of group {group_id!r} is damaged ({error}): "
-            "restore the store from a backup, or start the run anew"
+            f"the replay store's payload of group {group_id!r} is damaged ({error}): `rlsf replay verify RUN` says "
+            "what is whole, and can save it"
         ) from error
 
 

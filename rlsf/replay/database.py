@@ -1,4 +1,4 @@
-"""The SQLite file below the store: schema, connections, transactions, and errors that say how to mend them."""
+"""The SQLite file below the store: connections, transactions, and errors that say how to mend them."""
 
 import os
 import sqlite3
@@ -8,61 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 from rlsf.errors import RunDirError
+from rlsf.replay.tables import (
+    APPLICATION_ID,
+    FILE_NAME,
+    SCHEMA_VERSION,
+    Value,
+    row_checksum,
+    statements,
+)
 
-FILE_NAME = "replay.sqlite"
-APPLICATION_ID = 0x726C7366  # "rlsf" in ASCII
-SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
-
-SCHEMA = """
-CREATE TABLE settings (             -- one row
-    capacity INTEGER NOT NULL,
-    keep TEXT NOT NULL,
-    seed TEXT NOT NULL,             -- text, since it may exceed 64 bits
-    pruned INTEGER NOT NULL         -- no rollback to an iteration before this one
-);
-CREATE TABLE progress (             -- counters at the end of each iteration
-    iteration INTEGER PRIMARY KEY,
-    seen INTEGER NOT NULL,          -- groups ever added
-    drawn INTEGER NOT NULL          -- groups ever drawn
-);
-CREATE TABLE groups (
-    seq INTEGER PRIMARY KEY,        -- the how-manieth group ever seen, from 1
-    id TEXT NOT NULL,
-    task TEXT NOT NULL,
-    iteration INTEGER NOT NULL,
-    policy_version INTEGER NOT NULL,
-    slot INTEGER,                   -- NULL: evicted, and kept for a rollback until the journal is pruned
-    priority REAL NOT NULL,
-    draws INTEGER NOT NULL
-);
-CREATE UNIQUE INDEX groups_by_slot ON groups (slot) WHERE slot IS NOT NULL;
-CREATE UNIQUE INDEX groups_by_id ON groups (id) WHERE slot IS NOT NULL;
-CREATE INDEX groups_by_version ON groups (policy_version, slot) WHERE slot IS NOT NULL;
-CREATE INDEX groups_by_iteration ON groups (iteration, slot) WHERE slot IS NOT NULL;
-CREATE TABLE payloads (             -- apart from groups, so that scans of groups do not page through blobs
-    seq INTEGER PRIMARY KEY REFERENCES groups ON DELETE CASCADE,
-    data BLOB NOT NULL
-);
-CREATE TABLE rollouts (
-    seq INTEGER NOT NULL REFERENCES groups ON DELETE CASCADE,
-    position INTEGER NOT NULL,
-    id TEXT NOT NULL,
-    reward REAL,                    -- NULL: no opinion
-    PRIMARY KEY (seq, position)
-) WITHOUT ROWID;
-CREATE INDEX rollouts_by_id ON rollouts (id);
-CREATE TABLE journal (              -- a group as it was before an iteration first touched it
-    iteration INTEGER NOT NULL,
-    seq INTEGER NOT NULL,
-    existed INTEGER NOT NULL,       -- 0: the iteration added it, and what follows means nothing
-    slot INTEGER,
-    priority REAL,
-    draws INTEGER,
-    PRIMARY KEY (iteration, seq)
-) WITHOUT ROWID;
-CREATE INDEX journal_by_seq ON journal (seq, iteration);
-"""
 
 MENDING = {
     sqlite3.SQLITE_FULL: "the disk is full. Free some space, then resume the run",
@@ -70,8 +25,8 @@ MENDING = {
     sqlite3.SQLITE_READONLY: "the file or its directory may not be written. Change its permissions, or output_dir",
     sqlite3.SQLITE_CANTOPEN: "the file cannot be opened. Check that the directory exists and may be written",
     sqlite3.SQLITE_BUSY: "another process is writing to it. Only one run may write to a run directory",
-    sqlite3.SQLITE_NOTADB: "it is not a replay store. Was the file replaced or damaged?",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged. Restore it from a backup, or start the run anew",
+    sqlite3.SQLITE_NOTADB: "it is not a replay store. Was the file replaced or damaged? {verify}",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged. {verify}",
 }
 
 
@@ -81,10 +36,12 @@ class Database:
     def __init__(self, directory: Path | str, access: Literal["write", "read"]) -> None:
         self.directory = Path(directory)
         self.path = self.directory / FILE_NAME
+        self._damaged_row: str | None = None
         if access == "write":
             self._make_directory()
         elif not self.path.exists():
             raise RunDirError(f"there is no replay store in {self.directory}: {FILE_NAME} is missing")
+        self._check_not_emptied()
         with self.errors():
             self.connection = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?{self._mode(access)}",
@@ -92,6 +49,10 @@ class Database:
                 timeout=BUSY_SECONDS,
                 isolation_level=None,
             )
+            self.connection.text_factory = as_text
+            self.connection.create_function("row_checksum", -1, row_checksum)
+            self.connection.create_function("row_is_whole", -1, self._row_is_whole)
+            self.connection.execute("PRAGMA trusted_schema = ON")  # the triggers call these functions
             self.connection.execute("PRAGMA foreign_keys = ON")
             self.connection.execute("PRAGMA synchronous = FULL")  # a checkpoint must not outlive what it refers to
 
@@ -103,26 +64,37 @@ class Database:
                 f"cannot make the directory {self.directory} for the replay store: {error.strerror}"
             ) from error
 
+    def _check_not_emptied(self) -> None:
+        """SQLite deletes a log beside an empty file, and with it what could still be saved."""
+        log = self.path.with_name(FILE_NAME + "-wal")
+        if self.path.exists() and not self.path.stat().st_size and log.exists() and log.stat().st_size:
+            raise RunDirError(f"replay store {self.path}: the file is empty, and its log is not. {self.advice()}")
+
     def _mode(self, access: str) -> str:
-        if access != "read":
-            return "mode=rwc"
-        wal = self.path.with_name(FILE_NAME + "-wal")
+        return "mode=rwc" if access == "write" else self.read_mode(self.directory)
+
+    @staticmethod
+    def read_mode(directory: Path) -> str:
+        """What a reader of the store in `directory` asks SQLite for."""
         # Readers and writers share memory through a file beside the store, which a reader cannot make in a read-only
         # directory; there, without a log left to replay, nobody writes either.
-        if not os.access(self.directory, os.W_OK) and not wal.exists():
+        if not os.access(directory, os.W_OK) and not (directory / (FILE_NAME + "-wal")).exists():
             return "mode=ro&immutable=1"
         return "mode=ro"
 
     def create_schema(self, *, capacity: int, keep: str, seed: int) -> None:
         """Make an empty file a store, in one transaction. Leaves any other file alone."""
         with self.errors():
+            self.connection.execute("PRAGMA page_size = 4096")  # `rlsf.replay.rescue` relies on it; has no effect later
             self.connection.execute("PRAGMA journal_mode = WAL")
         with self.write() as connection:
             if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
                 return
-            for statement in SCHEMA.split(";\n"):
+            for statement in statements():
                 connection.execute(statement)
-            connection.execute("INSERT INTO settings VALUES (?, ?, ?, 0)", (capacity, keep, str(seed)))
+            connection.execute(
+                "INSERT INTO settings (capacity, keep, seed, pruned) VALUES (?, ?, ?, 0)", (capacity, keep, str(seed))
+            )
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -169,8 +141,27 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
+            damaged_row, self._damaged_row = self._damaged_row, None
+            if damaged_row is not None:
+                raise self.damage(damaged_row) from error
             primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            raise RunDirError(f"replay store {self.path}: {MENDING.get(primary, error)} ({error})") from error
+            mending = MENDING.get(primary, "SQLite cannot work with it. {verify}").replace("{verify}", self.advice())
+            raise RunDirError(f"replay store {self.path}: {mending} ({error})") from error
+
+    def damage(self, what: str) -> RunDirError:
+        """An error that names what is damaged and the way out."""
+        return RunDirError(f"replay store {self.path}: {what} is damaged. {self.advice()}")
+
+    def advice(self) -> str:
+        """What to do about damage."""
+        return f"`rlsf replay verify {self.directory.parent}` says what is whole, and can save it"
+
+    def _row_is_whole(self, table: str, checksum: int, *values: Value) -> bool:
+        """For the triggers; remembers which row is not."""
+        if row_checksum(*values) == checksum:
+            return True
+        self._damaged_row = f"group {values[1]!r}" if table == "groups" else f"a row of the table {table}"
+        return False
 
     def size_on_disk(self) -> int:
         """Bytes, write-ahead log included."""
@@ -179,3 +170,8 @@ class Database:
 
     def close(self) -> None:
         self.connection.close()
+
+
+def as_text(data: bytes) -> str:
+    """Damaged text is no reason to fail where it is read: the checksum of its row says so."""
+    return data.decode("utf-8", "surrogateescape")

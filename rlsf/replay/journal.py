@@ -6,11 +6,16 @@ evicted group keeps its row, without a slot, until no rollback can bring it back
 
 import sqlite3
 
+from rlsf.replay.tables import COLUMNS, listed
+
 ADDED_SINCE = "SELECT seq FROM journal WHERE iteration > ? AND NOT existed"
+
+MUTABLE = ("slot", "priority", "draws", "cluster", "class")
+"""Columns of a group that change."""
 
 OLDEST_SINCE = (
     # SQLite takes bare columns from the row that has the minimum (https://sqlite.org/lang_select.html#bareagg).
-    "SELECT seq, min(iteration), slot, priority, draws FROM journal WHERE iteration > ? GROUP BY seq"
+    f"SELECT seq, min(iteration), {listed(MUTABLE)} FROM journal WHERE iteration > ? GROUP BY seq"
 )
 
 
@@ -19,22 +24,41 @@ def record_added(connection: sqlite3.Connection, seq: int, iteration: int) -> No
     connection.execute("INSERT INTO journal (iteration, seq, existed) VALUES (?, ?, 0)", (iteration, seq))
 
 
-def record_change(connection: sqlite3.Connection, slot: int, iteration: int) -> None:
-    """Call it before the group in `slot` is changed or evicted."""
+def record_change(connection: sqlite3.Connection, seq: int, iteration: int) -> None:
+    """Call it before a group is changed or evicted."""
     connection.execute(
-        "INSERT OR IGNORE INTO journal (iteration, seq, existed, slot, priority, draws) "
-        "SELECT ?, seq, 1, slot, priority, draws FROM groups WHERE slot = ?",
-        (iteration, slot),
+        f"INSERT OR IGNORE INTO journal (iteration, seq, existed, {listed(MUTABLE)}) "
+        f"SELECT ?, seq, 1, {listed(MUTABLE)} FROM groups WHERE seq = ?",
+        (iteration, seq),
     )
+
+
+def evict(connection: sqlite3.Connection, seq: int, iteration: int) -> None:
+    """Take a group out of the store. One that the same iteration added is wanted by no rollback: it is deleted."""
+    if connection.execute(
+        "DELETE FROM journal WHERE iteration = ? AND seq = ? AND NOT existed", (iteration, seq)
+    ).rowcount:
+        connection.execute("DELETE FROM groups WHERE seq = ?", (seq,))
+        return
+    record_change(connection, seq, iteration)
+    connection.execute("UPDATE groups SET slot = NULL WHERE seq = ?", (seq,))
+
+
+def damaged_since(connection: sqlite3.Connection, iteration: int) -> int:
+    """Rows that `undo` would read and that fail their check."""
+    return connection.execute(
+        "SELECT count(*) FROM journal "
+        f"WHERE iteration > ? AND checksum IS NOT row_checksum({listed(COLUMNS['journal'])})",
+        (iteration,),
+    ).fetchone()[0]
 
 
 def undo(connection: sqlite3.Connection, iteration: int) -> None:
     """Restore everything to what it was at the end of `iteration`."""
     connection.execute(f"DELETE FROM groups WHERE seq IN ({ADDED_SINCE})", (iteration,))
+    restored = ", ".join(f"{name} = old.{name}" for name in MUTABLE)
     connection.execute(
-        "UPDATE groups SET slot = old.slot, priority = old.priority, draws = old.draws "
-        f"FROM ({OLDEST_SINCE}) AS old WHERE groups.seq = old.seq",
-        (iteration,),
+        f"UPDATE groups SET {restored} FROM ({OLDEST_SINCE}) AS old WHERE groups.seq = old.seq", (iteration,)
     )
     connection.execute("DELETE FROM journal WHERE iteration > ?", (iteration,))
     connection.execute("DELETE FROM progress WHERE iteration > ?", (iteration,))
@@ -48,4 +72,8 @@ def prune(connection: sqlite3.Connection, iteration: int) -> None:
         (iteration,),
     )
     connection.execute("DELETE FROM journal WHERE iteration <= ?", (iteration,))
+    connection.execute(
+        "DELETE FROM progress WHERE iteration < (SELECT max(iteration) FROM progress WHERE iteration <= ?)",
+        (iteration,),
+    )
     connection.execute("UPDATE settings SET pruned = max(pruned, ?)", (iteration,))

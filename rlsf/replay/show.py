@@ -20,17 +20,19 @@ BAR = 30
 """Characters of the longest bar."""
 
 BINS = 10
-"""Rows of the age table, at most."""
+"""Rows of the tables of ages and of clusters, at most."""
 
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def print_stats(store: ReplayReader, console: Console) -> None:
-    """Size, counters, tasks with their rewards, and how old the groups are."""
+    """Size, counters, tasks with their rewards, clusters, and how old the groups are."""
     stats = store.stats()
     console.print(_summary(stats))
     if stats.groups:
         console.print(_tasks(stats))
+        if stats.clusters.keys() != {None}:
+            console.print(_clusters(stats))
         console.print(_ages(stats))
 
 
@@ -94,6 +96,20 @@ def _tasks(stats: ReplayStats) -> Table:
             number(task.reward_max),
             f"{task.draws:,}",
         )
+    return table
+
+
+def _clusters(stats: ReplayStats) -> Table:
+    table = Table(title="Clusters", title_justify="left")
+    table.add_column("cluster", justify="right")
+    table.add_column("groups", justify="right")
+    table.add_column("")
+    largest = max(stats.clusters.values())
+    for cluster, count in list(stats.clusters.items())[:BINS]:
+        table.add_row("none" if cluster is None else str(cluster), f"{count:,}", "█" * math.ceil(BAR * count / largest))
+    if len(stats.clusters) > BINS:
+        rest = list(stats.clusters.values())[BINS:]
+        table.add_row(f"{len(rest):,} smaller", f"{sum(rest):,}", "")
     return table
 
 

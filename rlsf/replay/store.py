@@ -4,8 +4,9 @@ Everything is a function of the calls made and the seed. A store that was killed
 iteration k goes on exactly like one that was left alone after iteration k.
 """
 
+import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -18,19 +19,25 @@ from rlsf.experience import Group
 from rlsf.replay import journal
 from rlsf.replay.codec import check_group, check_priority, encode
 from rlsf.replay.database import Database
-from rlsf.replay.keep import slot_for
+from rlsf.replay.draw import Shares
+from rlsf.replay.index import DrawIndex, Entry
+from rlsf.replay.insert import Newcomer, check_clusters, check_embeddings, insert
+from rlsf.replay.keep import Keeper, Standing, class_of, mean_reward, standing
 from rlsf.replay.reader import GROUP_COLUMNS, ReplayReader
-from rlsf.replay.sampling import DrawIndex
 
 DRAW_STREAM = 2
-"""Separates these random numbers from those of the reservoir, which share the store's seed."""
+"""Separates these random numbers from those of the ranks, which share the store's seed."""
 
-Placed = dict[int, tuple[int, Group, bytes]]
-"""By slot: sequence number, group, payload."""
+CHUNK = 10_000
+"""Groups taken over at a time when a store is opened."""
+
+ENTRY_COLUMNS = "slot, iteration, policy_version, priority, task, cluster, success"
 
 
 class ReplayStore(ReplayReader):
-    """The one writer of a store. Groups stay on disk; in memory are at most 80 bytes for each."""
+    """The one writer of a store. Groups stay on disk; in memory are about 60 bytes for each."""
+
+    _keeper: Keeper
 
     def __init__(self, database: Database, config: ReplayConfig, *, seed: int) -> None:
         super().__init__(database)
@@ -58,46 +65,85 @@ class ReplayStore(ReplayReader):
             raise
         return cls(database, config, seed=seed)
 
-    def add(self, groups: Sequence[Group], *, iteration: int) -> None:
+    @classmethod
+    def reopen(cls, directory: Path | str) -> Self:
+        """The store in `directory`, with the settings that it was made with and whatever draw. Raises RunDirError where
+        there is none."""
+        with ReplayReader.open_read_only(directory) as reader:
+            config = ReplayConfig(capacity=reader.capacity, keep=reader.keep)
+            return cls.open(directory, config, seed=reader.seed)
+
+    def add(
+        self,
+        groups: Sequence[Group],
+        *,
+        iteration: int,
+        clusters: Mapping[str, int] | None = None,
+        embeddings: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Add groups in order, one after the other, evicting as `keep` says. A batch larger than the capacity is fine.
+
+        Args:
+            clusters: by group id; groups may be left out.
+            embeddings: by group id, vectors (D,) that are stored as float32; groups may be left out. D is the same for
+                all groups of the store.
 
         Raises:
             ValueError: a group breaks its contract, is in the store already or twice in the batch, or holds something
-                that is no JSON; the message names it. `iteration` lies before the last one. Nothing is added then.
+                that is no JSON; a cluster or an embedding is none, or of a group that is not in the batch; the message
+                names it. `iteration` lies before the last one. Nothing is added then.
             RunDirError: the disk is full, or the like. Nothing is added then.
         """
-        placed = self._place(groups)
+        newcomers = self._newcomers(groups, clusters or {}, embeddings or {})
+        keeper = self._keeper.copy()
+        entries: list[Entry] = []
         with self._write(iteration) as connection:
             for group in groups:
                 if connection.execute("SELECT 1 FROM groups WHERE id = ? AND slot IS NOT NULL", (group.id,)).fetchone():
                     raise ValueError(f"group {group.id!r} is in the replay store already")
-            for slot, (seq, group, payload) in placed.items():
-                journal.record_change(connection, slot, iteration)
-                connection.execute("UPDATE groups SET slot = NULL WHERE slot = ?", (slot,))
-                _insert(connection, seq, slot, group, payload)
-                journal.record_added(connection, seq, iteration)
-            self._save_progress(connection, iteration, seen=len(groups))
+            check_embeddings(connection, newcomers)
+            for newcomer in newcomers:
+                slot = self._make_room(connection, keeper, newcomer.standing, iteration)
+                if slot is not None:
+                    insert(connection, newcomer, slot)
+                    journal.record_added(connection, newcomer.seq, iteration)
+                    keeper.enter(newcomer.standing.keep_class)
+                    entries.append(newcomer.entry(slot))
+            self._save_progress(connection, iteration, keeper, seen=len(groups))
+        self._keeper = keeper
         self._seen += len(groups)
-        self._index.put(
-            (slot, group.iteration, group.policy_version, group.priority) for slot, (_, group, _) in placed.items()
-        )
+        self._index.put(entries)
 
     def draw(
-        self, n_groups: int, *, iteration: int, policy_version: int, exclude_iteration: int | None = None
+        self,
+        n_groups: int,
+        *,
+        iteration: int,
+        policy_version: int,
+        exclude_iteration: int | None = None,
+        exclude_tasks: Collection[str] = (),
+        shares: Shares | None = None,
     ) -> list[Group]:
         """Up to `n_groups` different groups, as `config.draw` says. Fewer where fewer are eligible.
 
-        Not eligible are groups generated in `exclude_iteration` (those that are in the batch as fresh ones), and groups
-        more than `max_staleness` versions older than `policy_version`. A group of priority 0 is drawn only where all
-        eligible ones have priority 0 (or with `uniform` or alpha = 0, which ignore priorities).
+        Not eligible are groups generated in `exclude_iteration` (those that are in the batch as fresh ones), groups of
+        `exclude_tasks`, and groups more than `max_staleness` versions older than `policy_version`. A group of weight 0
+        (of priority 0, where priorities count; without a reward, for `success`) is drawn only where all eligible ones
+        have weight 0.
 
-        A function of the store's content, the seed and `iteration`; how many groups were ever drawn is part of the
+        A function of the store's content, the seed and the arguments; how many groups were ever drawn is part of the
         content, so a second call in an iteration draws anew. Takes O(log size) time for each group that is drawn,
-        excluded, or has become too old since the last call.
+        excluded by its iteration, or has become too old since the last call.
+
+        Args:
+            shares: of the draw, by task for `per_task` and by cluster for `per_cluster`, instead of those in the
+                config; up to a common factor, all 0 are equal shares. What is not named here, or has share 0, only
+                gets what the others cannot fill.
 
         Raises:
-            ValueError: `n_groups` is negative, or `iteration` lies before the last one.
-            RunDirError: as `add`; the draws are counted in the store.
+            ValueError: `n_groups` is negative, `iteration` lies before the last one, or `shares` are negative, not
+                finite, or given for another `draw`.
+            RunDirError: as `add`, for the draws are counted in the store; or a group that was drawn is damaged.
         """
         if n_groups < 0:
             raise ValueError(f"cannot draw {n_groups} groups")
@@ -107,14 +153,11 @@ class ReplayStore(ReplayReader):
                 "SELECT slot FROM groups WHERE iteration = ? AND slot IS NOT NULL ORDER BY slot", (exclude_iteration,)
             ).fetchall()
             rng = np.random.default_rng([self.seed, DRAW_STREAM, iteration, self._drawn])
-            slots = self._index.draw(n_groups, rng, hidden=[slot for (slot,) in excluded]) if n_groups else []
-            groups = []
-            for slot in slots:
-                row = connection.execute(f"SELECT {GROUP_COLUMNS} WHERE g.slot = ?", (slot,)).fetchone()
-                groups.append(self._group(row))
-                journal.record_change(connection, slot, iteration)
-                connection.execute("UPDATE groups SET draws = draws + 1 WHERE slot = ?", (slot,))
-            self._save_progress(connection, iteration, drawn=len(groups))
+            slots = self._index.draw(
+                n_groups, rng, hidden=[slot for (slot,) in excluded], exclude_tasks=exclude_tasks, shares=shares
+            )
+            groups = [self._draw_slot(connection, slot, iteration) for slot in slots]
+            self._save_progress(connection, iteration, self._keeper, drawn=len(groups))
         self._drawn += len(groups)
         return groups
 
@@ -132,15 +175,53 @@ class ReplayStore(ReplayReader):
         with self._write(iteration) as connection:
             for group_id, priority in priorities.items():
                 row = connection.execute(
-                    "SELECT slot FROM groups WHERE id = ? AND slot IS NOT NULL", (group_id,)
+                    "SELECT seq, slot FROM groups WHERE id = ? AND slot IS NOT NULL", (group_id,)
                 ).fetchone()
                 if row is not None:
                     journal.record_change(connection, row[0], iteration)
-                    connection.execute("UPDATE groups SET priority = ? WHERE slot = ?", (priority + 0.0, row[0]))
-                    changed.append((row[0], priority))
-            self._save_progress(connection, iteration)
+                    connection.execute("UPDATE groups SET priority = ? WHERE seq = ?", (priority + 0.0, row[0]))
+                    changed.append((row[1], priority))
+            self._save_progress(connection, iteration, self._keeper)
         self._index.set_priorities(changed)
         return len(changed)
+
+    def set_clusters(self, clusters: Mapping[str, int], *, iteration: int) -> int:
+        """Set clusters by group id, and return how many were set. Groups that are not named keep theirs; ids that are
+        not, or no longer, in the store are passed over.
+
+        With `keep: diverse` the classes change their meaning, so their thresholds start anew: from here on the store
+        keeps a sample of what each new cluster had left and of what comes.
+
+        Raises:
+            ValueError: a cluster is no integer of 64 bits; the message names the group, and nothing is changed.
+            RunDirError: as `add`.
+        """
+        check_clusters(clusters)
+        keeper = self._keeper.copy()
+        keeper.thresholds.clear()
+        entries: list[Entry] = []
+        with self._write(iteration) as connection:
+            for group_id, cluster in clusters.items():
+                row = connection.execute(
+                    f"SELECT seq, class, {ENTRY_COLUMNS} FROM groups WHERE id = ? AND slot IS NOT NULL", (group_id,)
+                ).fetchone()
+                if row is None:
+                    continue
+                seq, was, entry = row[0], row[1], Entry(*row[2:])._replace(cluster=int(cluster))
+                keep_class = was if self.keep != "diverse" else class_of(self.keep, entry.task, entry.cluster)
+                journal.record_change(connection, seq, iteration)
+                connection.execute(
+                    "UPDATE groups SET cluster = ?, class = ? WHERE seq = ?", (entry.cluster, keep_class, seq)
+                )
+                keeper.leave(was)
+                keeper.enter(keep_class)
+                entries.append(entry)
+            if self.keep != "diverse":
+                keeper = self._keeper
+            self._save_progress(connection, iteration, keeper)
+        self._keeper = keeper
+        self._index.put(entries)
+        return len(entries)
 
     def rollback(self, iteration: int) -> None:
         """Undo everything that happened after the end of `iteration`: additions, evictions, priorities, draw counts
@@ -162,6 +243,8 @@ class ReplayStore(ReplayReader):
                     f"replay store {self._db.path}: cannot go back to iteration {iteration}, since the journal was "
                     f"pruned up to iteration {pruned}"
                 )
+            if journal.damaged_since(connection, iteration):
+                raise self._db.damage(f"the journal of what happened after iteration {iteration}")
             journal.undo(connection, iteration)
         self._load()
 
@@ -170,6 +253,23 @@ class ReplayStore(ReplayReader):
         checkpoint of `iteration` is on disk and no older one will be resumed."""
         with self._exclusive() as connection:
             journal.prune(connection, iteration)
+
+    def compact(self) -> tuple[int, int]:
+        """Give the room of what is gone back to the disk. Needs as much room again meanwhile; a kill loses nothing.
+
+        Returns:
+            Bytes on disk, before and after.
+
+        Raises:
+            RunDirError: as `add`.
+        """
+        before = self._db.size_on_disk()
+        with self._exclusive():
+            pass  # raises where another process has written
+        with self._db.errors():
+            self._db.connection.execute("VACUUM")
+            self._db.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return before, self._db.size_on_disk()
 
     def _check_settings(self, config: ReplayConfig, seed: int) -> None:
         for name, was, wanted in (
@@ -185,30 +285,83 @@ class ReplayStore(ReplayReader):
 
     def _load(self) -> None:
         """Take over the counters, and build the index that drawing needs, from what is on disk."""
-        self._index = DrawIndex(self._config.draw)
+        self._index = DrawIndex(self._config.draw, capacity=self.capacity)
         with self._exclusive(first=True) as connection:
-            self._last_iteration, self._seen, self._drawn = self._counters()
-            self._index.put(
-                connection.execute(
-                    "SELECT slot, iteration, policy_version, priority FROM groups WHERE slot IS NOT NULL ORDER BY slot"
-                )
-            )
+            self._last_iteration, self._seen, self._drawn, thresholds = self._progress()
+            sizes = connection.execute("SELECT class, count(*) FROM groups WHERE slot IS NOT NULL GROUP BY class")
+            self._keeper = Keeper(self.keep, dict(sizes.fetchall()), json.loads(thresholds))
+            slots = connection.execute("SELECT count(*), min(slot), max(slot) FROM groups WHERE slot IS NOT NULL")
+            count, first, last = slots.fetchone()
+            if count != self._keeper.size or (count and (first, last) != (0, count - 1)) or count > self.capacity:
+                raise self._db.damage("the numbering of slots, or an index,")
+            cursor = connection.execute(f"SELECT {ENTRY_COLUMNS} FROM groups WHERE slot IS NOT NULL")
+            try:
+                self._index.load([Entry(*row) for row in rows] for rows in iter(lambda: cursor.fetchmany(CHUNK), []))
+            except (TypeError, ValueError, IndexError, OverflowError) as error:  # a column of another type or range
+                raise self._db.damage(f"a row of the table groups ({error})") from error
             self._data_version = _data_version(connection)
 
-    def _place(self, groups: Sequence[Group]) -> Placed:
-        """Which of `groups` are in the store once all have been added, and where."""
-        placed: Placed = {}
+    def _newcomers(
+        self, groups: Sequence[Group], clusters: Mapping[str, int], embeddings: Mapping[str, np.ndarray]
+    ) -> list[Newcomer]:
+        """Raises ValueError as `add` does."""
         ids: set[str] = set()
+        newcomers: list[Newcomer] = []
+        check_clusters(clusters)
         for seq, group in enumerate(groups, start=self._seen + 1):
             check_group(group)
             if group.id in ids:
                 raise ValueError(f"group {group.id!r} is twice in the batch")
             ids.add(group.id)
-            payload = encode(group)
-            slot = slot_for(seq, keep=self._config.keep, capacity=self.capacity, seed=self.seed)
-            if slot is not None:
-                placed[slot] = (seq, group, payload)
-        return placed
+            cluster = None if group.id not in clusters else int(clusters[group.id])
+            newcomers.append(
+                Newcomer(
+                    seq=seq,
+                    group=group,
+                    payload=encode(group),
+                    standing=standing(self.keep, seq=seq, group=group, cluster=cluster, seed=self.seed),
+                    success=mean_reward(group.rewards),
+                    cluster=cluster,
+                    embedding=embeddings.get(group.id),
+                )
+            )
+        for name, given in (("cluster", clusters), ("embedding", embeddings)):
+            unknown = sorted(given.keys() - ids)
+            if unknown:
+                raise ValueError(f"there is a {name} of group {unknown[0]!r}, which is not in the batch")
+        return newcomers
+
+    def _make_room(
+        self, connection: sqlite3.Connection, keeper: Keeper, newcomer: Standing, iteration: int
+    ) -> int | None:
+        """The slot that a newcomer takes, after the eviction of another group if need be; None where it is not kept."""
+        if not keeper.admits(newcomer):
+            return None
+        if keeper.size < self.capacity:
+            return keeper.size
+        keep_class = keeper.shrinking_class(newcomer)
+        lowest = connection.execute(
+            "SELECT rank, seq, slot FROM groups WHERE class = ? AND slot IS NOT NULL ORDER BY rank, seq LIMIT 1",
+            (keep_class,),
+        ).fetchone()
+        if keep_class == newcomer.keep_class and (lowest is None or newcomer.rank < lowest[0]):
+            keeper.let_go(newcomer)
+            return None
+        rank, seq, slot = lowest
+        journal.evict(connection, seq, iteration)
+        keeper.leave(keep_class)
+        keeper.let_go(Standing(keep_class, rank))
+        return slot
+
+    def _draw_slot(self, connection: sqlite3.Connection, slot: int, iteration: int) -> Group:
+        """The group in a slot, which counts as drawn once more."""
+        row = connection.execute(f"SELECT {GROUP_COLUMNS} WHERE g.slot = ?", (slot,)).fetchone()
+        if row is None:
+            raise self._db.damage(f"slot {slot}, or the index of slots,")
+        checked = self.checked(row, slot=slot)
+        journal.record_change(connection, checked.seq, iteration)
+        connection.execute("UPDATE groups SET draws = draws + 1 WHERE seq = ?", (checked.seq,))
+        return self._group(checked)
 
     def _expire(self, connection: sqlite3.Connection, policy_version: int) -> None:
         """Take what has become too old out of the draw, once."""
@@ -248,27 +401,14 @@ class ReplayStore(ReplayReader):
                 )
             yield connection
 
-    def _save_progress(self, connection: sqlite3.Connection, iteration: int, *, seen: int = 0, drawn: int = 0) -> None:
+    def _save_progress(
+        self, connection: sqlite3.Connection, iteration: int, keeper: Keeper, *, seen: int = 0, drawn: int = 0
+    ) -> None:
+        thresholds = json.dumps(keeper.thresholds, sort_keys=True)
         connection.execute(
-            "INSERT OR REPLACE INTO progress (iteration, seen, drawn) VALUES (?, ?, ?)",
-            (iteration, self._seen + seen, self._drawn + drawn),
+            "INSERT OR REPLACE INTO progress (iteration, seen, drawn, thresholds) VALUES (?, ?, ?, ?)",
+            (iteration, self._seen + seen, self._drawn + drawn, thresholds),
         )
-
-
-def _insert(connection: sqlite3.Connection, seq: int, slot: int, group: Group, payload: bytes) -> None:
-    connection.execute(
-        "INSERT INTO groups (seq, id, task, iteration, policy_version, slot, priority, draws) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, 0)",
-        (seq, group.id, group.task, group.iteration, group.policy_version, slot, group.priority + 0.0),
-    )
-    connection.execute("INSERT INTO payloads (seq, data) VALUES (?, ?)", (seq, payload))
-    connection.executemany(
-        "INSERT INTO rollouts (seq, position, id, reward) VALUES (?, ?, ?, ?)",
-        [
-            (seq, position, experience.rollout.id, experience.score.value)
-            for position, experience in enumerate(group.experiences)
-        ],
-    )
 
 
 def _data_version(connection: sqlite3.Connection) -> int:
