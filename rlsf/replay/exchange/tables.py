@@ -68,11 +68,11 @@ def schema() -> "pa.Schema":
     )
 
 
-def messages_type() -> "pa.DataType":
-    """Of a chat."""
+def messages_type(fields: Sequence[str] = MESSAGE) -> "pa.DataType":
+    """Of a chat, whose messages have these fields."""
     import pyarrow as pa
 
-    return pa.list_(pa.struct({name: pa.string() for name in MESSAGE}))
+    return pa.list_(pa.struct({name: pa.string() for name in fields}))
 
 
 def to_batch(rows: Sequence[Row]) -> "pa.RecordBatch":
@@ -111,10 +111,14 @@ def _without_nulls(message: Any) -> Any:
 
 def _to_columns(row: Row) -> Row:
     exact = {name: value for name, value in row.items() if not _fits(name, value)}
-    columns = row | {name: _as_well_as_can_be(value) for name, value in exact.items()}
+    columns = row | {name: without_surrogates(value) for name, value in exact.items()}
     if not isinstance(columns["prompt"], str):
-        columns |= {"messages": [{name: m.get(name) for name in MESSAGE} for m in columns["prompt"]], "prompt": None}
+        columns |= {"messages": [_as_message(message) for message in columns["prompt"]], "prompt": None}
     return columns | {"exact": json.dumps(exact, allow_nan=False) if exact else None}
+
+
+def _as_message(message: Row) -> Row:
+    return {name: message[name] for name in MESSAGE if isinstance(message.get(name), str)}
 
 
 def _fits(name: str, value: Any) -> bool:
@@ -125,11 +129,12 @@ def _fits(name: str, value: Any) -> bool:
     return is_unicode(value)
 
 
-def _as_well_as_can_be(value: Any) -> Any:
+def without_surrogates(value: Any) -> Any:
+    """With the replacement character U+FFFD for each half of a character, at any depth."""
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, list):
-        return [_as_well_as_can_be(item) for item in value]
+        return [without_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {name: _as_well_as_can_be(item) for name, item in value.items()}
+        return {name: without_surrogates(item) for name, item in value.items()}
     return value
