@@ -444,9 +444,10 @@ def test_files_of_a_run_and_folders_are_not_replaced(tmp_path: Path) -> None:
     assert (run / "metrics.jsonl").read_text() == "{}"
 
 
-def test_importing_the_module_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("module", ["rlsf.replay.exchange", "rlsf.replay.exchange.command", "rlsf.cli"])
+def test_importing_the_module_imports_nothing_heavy(module: str) -> None:
     code = (
-        "import sys, rlsf.replay.exchange; print({'torch', 'datasets', 'pyarrow', 'transformers'} & set(sys.modules))"
+        f"import sys, {module}; print(set(sys.modules) & {{'torch', 'datasets', 'pyarrow', 'transformers', 'sklearn'}})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

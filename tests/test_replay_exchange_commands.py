@@ -153,6 +153,7 @@ def test_importing_into_a_store_that_is_there(tmp_path: Path, rlsf: Rlsf) -> Non
 
 def test_settings_of_a_new_store(tmp_path: Path, rlsf: Rlsf) -> None:
     rlsf("export", make_store(tmp_path / "store", GROUPS), tmp_path / "all.jsonl")
+    (tmp_path / "small").mkdir()
     said = rlsf("import", tmp_path / "all.jsonl", tmp_path / "small", "--capacity", 2, "--keep", "fifo")
     assert said.endswith("3 groups added; it holds 2 of 2")
     assert held(tmp_path / "small") == GROUPS[1:]

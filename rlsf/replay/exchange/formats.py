@@ -237,5 +237,5 @@ def _read_batches(path: Path, what: str, batches: "Iterable[Any]") -> Iterator[R
 
 def _unreadable(path: Path, what: str, error: Exception, after: int = 0) -> DataError:
     place = f" after row {after}" if after else ""
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
     return DataError(f"{path}: not a readable {what}{place}: {reason}. Was it cut off? Copy or export it again")

@@ -64,11 +64,13 @@ def relabel_store(
         RlsfError, EngineError, RewardError: with a message for the user; there is no new store then.
     """
     check_new(new, "NEW")
-    config = load_score_config(reward, overrides)
+    config, tasks_of_config = _load(reward, overrides)
     with open_store(source) as store:
         if not len(store):
             raise RunDirError(f"{source}: its replay store is empty; there is nothing to score")
-        tasks = _tasks(reward, overrides, config, [task.task for task in store.stats().tasks])
+        stored = [task.task for task in store.stats().tasks]
+        alike = [config.task.model_copy(update={"name": name}) for name in stored]
+        tasks = _named(alike if tasks_of_config is None else tasks_of_config, stored, reward)
         labels = _labels(config, store, source, references)
         demands = _demands(config, tasks.values())
         total = sum(task.rollouts for task in store.stats().tasks)
@@ -93,16 +95,22 @@ def relabel_store(
     say(console, f"{new}: {_summary(tally)}")
 
 
-def _tasks(path: Path, overrides: Sequence[str], config: ScoreConfig, names: Sequence[str]) -> Mapping[str, TaskConfig]:
-    """How the answers of each task are found and graded.
+def _load(path: Path, overrides: Sequence[str]) -> tuple[ScoreConfig, Sequence[TaskConfig] | None]:
+    """The config, and the tasks of one that is of a run."""
+    document = read_document(path).value
+    if isinstance(document, dict) and "tasks" in document:
+        of_run = load_config(path, overrides)
+        return ScoreConfig.of_run(of_run), of_run.tasks
+    return load_score_config(path, overrides), None
+
+
+def _named(tasks: Sequence[TaskConfig], names: Sequence[str], path: Path) -> Mapping[str, TaskConfig]:
+    """The tasks of these names, by name.
 
     Raises:
-        ConfigError: the config of a run does not have all tasks.
+        ConfigError: there is none of that name.
     """
-    document = read_document(path).value
-    if not (isinstance(document, dict) and "tasks" in document):
-        return {name: config.task.model_copy(update={"name": name}) for name in names}
-    known = {task.name: task for task in load_config(path, overrides).tasks}
+    known = {task.name: task for task in tasks}
     missing = [name for name in names if name not in known]
     if missing:
         raise ConfigError(
