@@ -288,7 +288,7 @@ def test_votes_take_the_place_of_the_old_reward(tmp_path: Path, rlsf: Rlsf) -> N
     store = make_store(tmp_path / "store", groups, keep="reservoir")
     said = relabel(rlsf, tmp_path, store, "reward: {kind: majority}\n")
     assert "6 completions: mean reward 0.6667, no opinion on 0; before: mean reward 1" in said
-    assert said.endswith("1 lessons went along as they are")
+    assert said.endswith("Lessons, which stay as they are: 1")
     first, unchanged, other = held(tmp_path / "new")
     assert (first.rewards, other.rewards) == ([1.0, 0.0, 1.0], [0.0, 1.0, 1.0])
     assert unchanged == groups[1]

@@ -1,8 +1,9 @@
 """What `rlsf replay relabel` does: scores what a store holds with another reward, into a new store."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -36,19 +37,6 @@ OLD = "old_reward"
 """In the evidence: the reward and its components before."""
 
 
-@dataclass
-class _Tally:
-    """What was scored so far, and what it was worth before."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    old: list[float | None] = field(default_factory=list)
-    new: list[float | None] = field(default_factory=list)
-    lessons: int = 0
-    chunks: int = 0
-    unfit: list[NoQuestionFitsError] = field(default_factory=list)
-    last: Sequence[Score] = ()
-
-
 def relabel_store(
     source: Path, new: Path, reward: Path, overrides: Sequence[str], *, references: Path | None, console: Console
 ) -> None:
@@ -74,25 +62,25 @@ def relabel_store(
         labels = _labels(config, store, source, references)
         demands = _demands(config, tasks.values())
         total = sum(task.rollouts for task in store.stats().tasks)
-        tally = _Tally()
+        settings = replay_config(capacity=store.capacity, keep=store.keep)
         with (
             Display(console, f"rlsf replay relabel {source}", total=total) as display,
             open_models(config.model, config.engine, demands, display, seed=config.seed) as models,
         ):
             graders = {name: Grader(task, models.embed()) for name, task in tasks.items()}
             made_reward = make_reward(config.reward, graders={name: g.verifier for name, g in graders.items()})
-            scorer = Scorer(made_reward, graders, models.policy, models.engine)
-            settings = replay_config(capacity=store.capacity, keep=store.keep)
-            try:
-                with display.phase("score"), new_store(new, settings, name="NEW", seed=store.seed) as made:
-                    for chunk in [list(store.groups())] if remembers(config.reward) else batched(store.groups()):
-                        made.add(_scored(chunk, scorer, config, labels, tally, display), iteration=0)
-                    if tally.chunks and len(tally.unfit) == tally.chunks:
-                        raise tally.unfit[0]
-                    check_some_reply_came(tally.counts, tally.last)
-            finally:
-                scorer.close()
-    say(console, f"{new}: {_summary(tally)}")
+            with (
+                closing(Scorer(made_reward, graders, models.policy, models.engine)) as scorer,
+                display.phase("score"),
+                new_store(new, settings, name="NEW", seed=store.seed) as made,
+            ):
+                relabelling = _Relabelling(scorer, config, labels, display.advance)
+                # A run that is at work may begin another task meanwhile.
+                groups = (group for group in store.groups() if group.task in tasks)
+                for chunk in [list(groups)] if remembers(config.reward) else batched(groups):
+                    made.add(relabelling.score(chunk), iteration=0)
+                relabelling.check()
+    say(console, f"{new}: {relabelling.summary()}")
 
 
 def _load(path: Path, overrides: Sequence[str]) -> tuple[ScoreConfig, Sequence[TaskConfig] | None]:
@@ -159,32 +147,71 @@ def _demands(config: ScoreConfig, tasks: Collection[TaskConfig]) -> Demands:
     return reduce(or_, (demands_of_answers(task.answer) for task in tasks), demands)
 
 
-def _scored(
-    groups: Sequence[Group], scorer: Scorer, config: ScoreConfig, labels: Labels, tally: _Tally, display: Display
-) -> list[Group]:
-    """The groups with their new scores."""
-    answers = [group for group in groups if not group.is_lesson]
-    tally.lessons += len(groups) - len(answers)
-    scores: dict[str, list[Score]] = {}
-    if answers:
+class _Relabelling:
+    """Scores groups chunk by chunk, and counts."""
+
+    def __init__(self, scorer: Scorer, config: ScoreConfig, labels: Labels, advance: Callable[[int], None]) -> None:
+        self._scorer = scorer
+        self._config = config
+        self._labels = labels
+        self._advance = advance
+        self._counts: Counter[str] = Counter()
+        self._old: list[float | None] = []
+        self._new: list[float | None] = []
+        self._lessons = 0
+        self._chunks = 0
+        self._unfit: list[NoQuestionFitsError] = []
+        """One for each chunk in which no question fitted."""
+        self._last: Sequence[Score] = ()
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with their new scores; lessons as they are."""
+        answers = [group for group in groups if not group.is_lesson]
+        self._lessons += len(groups) - len(answers)
+        if not answers:
+            return list(groups)
+        scores = dict(zip((group.id for group in answers), self._scores(answers), strict=True))
+        self._last = [score for own in scores.values() for score in own]
+        self._new += [score.value for score in self._last]
+        self._old += [reward for group in answers for reward in group.rewards]
+        return [_with_scores(group, scores[group.id]) if group.id in scores else group for group in groups]
+
+    def _scores(self, answers: Sequence[Group]) -> list[list[Score]]:
         batches = Batches(
-            scorer,
-            [replace(group.prompt, task=group.task, **labels.get(group.prompt.id, {})) for group in answers],
+            self._scorer,
+            [replace(group.prompt, task=group.task, **self._labels.get(group.prompt.id, {})) for group in answers],
             [[experience.rollout for experience in group.experiences] for group in answers],
-            whole=remembers(config.reward),
+            whole=remembers(self._config.reward),
         )
-        seed = derive_seed(config.seed, "relabel", tally.chunks)
+        seed = derive_seed(self._config.seed, "relabel", self._chunks)
         try:
-            batches.score(iteration=config.iteration, seed=seed, advance=display.advance)
-        except NoQuestionFitsError as error:  # of this chunk; whether it is so in all of them shows at the end
-            tally.unfit.append(error)
-        tally.chunks += 1
-        tally.counts.update(batches.counts)
-        scores = {group.id: own for group, own in zip(answers, batches.scores, strict=True) if own is not None}
-        tally.last = [score for own in scores.values() for score in own]
-        tally.new += [score.value for score in tally.last]
-        tally.old += [reward for group in answers for reward in group.rewards]
-    return [_with_scores(group, scores[group.id]) if group.id in scores else group for group in groups]
+            batches.score(iteration=self._config.iteration, seed=seed, advance=self._advance)
+        except NoQuestionFitsError as error:  # of this chunk, which is scored; of all of them it is an error
+            self._unfit.append(error)
+        self._chunks += 1
+        self._counts.update(batches.counts)
+        return [scores for scores in batches.scores if scores is not None]
+
+    def check(self) -> None:
+        """Raises RewardError where no question that the reward asked fitted, or none was answered."""
+        if self._unfit and len(self._unfit) == self._chunks:
+            raise self._unfit[0]
+        check_some_reply_came(self._counts, self._last)
+
+    def summary(self) -> str:
+        """What a person wants to know first."""
+        text = f"{len(self._new):,} completions: {_figures(self._new)}; before: {_figures(self._old)}"
+        if self._counts:
+            text += " (" + ", ".join(f"{name} {amount:g}" for name, amount in self._counts.items()) + ")"
+        if self._lessons:
+            text += f". Lessons, which stay as they are: {self._lessons:,}"
+        return text
+
+
+def _figures(rewards: Sequence[float | None]) -> str:
+    known = [reward for reward in rewards if reward is not None]
+    silent = f"no opinion on {len(rewards) - len(known):,}"
+    return f"mean reward {np.mean(known):.4g}, {silent}" if known else silent
 
 
 def _with_scores(group: Group, scores: Sequence[Score]) -> Group:
@@ -199,20 +226,3 @@ def _with_scores(group: Group, scores: Sequence[Score]) -> Group:
 
 def _old(score: Score) -> dict[str, Any]:
     return {"reward": score.value, "components": dict(score.components)}
-
-
-def _summary(tally: _Tally) -> str:
-    """What a person wants to know first."""
-    old, new = _figures(tally.old), _figures(tally.new)
-    text = f"{len(tally.new):,} completions: {new}; before: {old}"
-    if tally.counts:
-        text += " (" + ", ".join(f"{name} {amount:g}" for name, amount in tally.counts.items()) + ")"
-    if tally.lessons:
-        text += f". {tally.lessons:,} lessons went along as they are"
-    return text
-
-
-def _figures(rewards: Sequence[float | None]) -> str:
-    known = [reward for reward in rewards if reward is not None]
-    silent = f"no opinion on {len(rewards) - len(known):,}"
-    return f"mean reward {np.mean(known):.4g}, {silent}" if known else silent
