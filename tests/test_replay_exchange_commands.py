@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,18 @@ import datasets
 import pytest
 from filelock import FileLock
 
-from reward.types import Score
+from reward.types import NoQuestionFitsError, Score
 from rlsf.cli import main
+from rlsf.config.load import load_config
 from rlsf.config.schema import ReplayConfig
 from rlsf.experience import LESSON, Group
+from rlsf.offline.config import ScoreConfig
 from rlsf.replay import ReplayReader, ReplayStore
 from rlsf.replay.exchange import import_groups
+from rlsf.replay.exchange.relabel import _Relabelling
+from rlsf.scorer import Scored
+from rlsf.tasks import build_stream
+from rollouts.types import Rollout
 from tests.replay_groups import make_group
 
 
@@ -363,3 +370,72 @@ def test_the_config_of_a_run_must_have_the_tasks(tmp_path: Path, rlsf: Rlsf) -> 
     )
     relabel(rlsf, tmp_path, store, config.replace("name: sum\n", "name: sums\n"))
     assert rewards(tmp_path / "new") == {"a": [1.0, 0.0, 1.0]}
+
+
+def test_a_run_brings_its_own_references(tmp_path: Path, rlsf: Rlsf) -> None:
+    run = make_run(tmp_path / "run", [])
+    (run / "config.yaml").write_text(
+        "name: run\nmodel: {source: lab}\nreward: {kind: majority}\ntasks:\n"
+        "  - name: sum\n    split: {validation: 2, test: 2}\n"
+        "    source: {kind: reasoning_gym, dataset: chain_sum, params: {max_terms: 2}, size: 60}\n"
+    )
+    stream = build_stream(load_config(run / "config.yaml"))
+    (run / "versions.json").write_text(json.dumps({"data": stream.digests()}))
+    prompt = stream.tasks[0].train[0]
+    group = answers("a", str(prompt.reference), "no", task="sum")
+    of_run = dataclasses.replace(
+        group,
+        prompt=prompt.without_labels(),
+        experiences=tuple(
+            dataclasses.replace(e, rollout=dataclasses.replace(e.rollout, prompt_id=prompt.id))
+            for e in group.experiences
+        ),
+    )
+    make_store(tmp_path / "other", [of_run, dataclasses.replace(group, id="b")])
+    rlsf("export", tmp_path / "other", tmp_path / "all.jsonl")
+    rlsf("import", tmp_path / "all.jsonl", run)
+    said = relabel(rlsf, tmp_path, run, "reward: {kind: verifier}\n", fails=True)
+    assert f"the data of {run} has no reference for prompt 'prompt-a' (1 of 2 have none)" in said
+    make_run(tmp_path / "again", [of_run])
+    for name in ("config.yaml", "versions.json"):
+        (run / name).replace(tmp_path / "again" / name)
+    relabel(rlsf, tmp_path, tmp_path / "again", "reward: {kind: verifier}\n")
+    assert rewards(tmp_path / "new") == {"a": [1.0, 0.0]}
+    (tmp_path / "again" / "versions.json").write_text('{"data": {"sum": "another"}}')
+    (tmp_path / "new").rename(tmp_path / "verified")
+    said = relabel(rlsf, tmp_path, tmp_path / "again", "reward: {kind: verifier}\n", fails=True)
+    assert "the data of task 'sum' is not what" in said
+
+
+def test_the_models_probabilities_are_those_of_the_stored_tokens(tmp_path: Path, rlsf: Rlsf) -> None:
+    store = make_store(tmp_path / "store", [answers("a", "4", "5"), lesson("l")])
+    relabel(rlsf, tmp_path, store, "reward: {kind: self_certainty}\nmodel: {source: lab}\n")
+    scored, kept = held(tmp_path / "new")
+    assert kept == lesson("l")
+    first, second = scored.rewards
+    assert first == second and first is not None and first > 0  # the texts differ, the tokens do not
+
+
+class NoRoom:
+    """A scorer to which no question of some groups fits."""
+
+    def __init__(self, *ids: str) -> None:
+        self._ids = ids
+
+    def score(
+        self, prompts: object, rollouts: Sequence[Sequence[Rollout]], *, none_fits: Callable[[Any], object], **rest: Any
+    ) -> Scored:
+        if all(group[0].group_id in self._ids for group in rollouts):
+            none_fits(NoQuestionFitsError("not one question fits"))
+        return Scored([[Score(None) for _ in group] for group in rollouts], {}, {}, [], None)
+
+
+def test_questions_that_fit_nowhere_are_an_error_only_where_it_is_so_in_every_part() -> None:
+    groups = [answers("a", "4", "5"), answers("b", "7", "8")]
+    for scorer, fails in ((NoRoom("a"), False), (NoRoom("a", "b"), True)):
+        relabelling = _Relabelling(scorer, ScoreConfig(), {}, lambda rollouts: None)  # type: ignore[arg-type]
+        for group in groups:
+            (scored,) = relabelling.score([group])
+            assert scored.rewards == [None, None]
+        with pytest.raises(NoQuestionFitsError) if fails else nullcontext():
+            relabelling.check()
