@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import resource
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -180,6 +182,20 @@ def test_nothing_is_left_of_an_import_that_fails(tmp_path: Path, rlsf: Rlsf) -> 
     (tmp_path / "full" / "mine.txt").write_text("mine")
     assert "exists already" in rlsf("import", tmp_path / "all.jsonl", tmp_path / "full", fails=True)
     assert {path.name for path in tmp_path.iterdir()} == {"store", "all.jsonl", "cut.jsonl", "pairs.jsonl", "full"}
+
+
+def test_nothing_is_left_of_a_store_that_does_not_fit_on_the_disk(tmp_path: Path, rlsf: Rlsf) -> None:
+    noise = tuple(math.sin(n) for n in range(3000))
+    store = make_store(tmp_path / "store", [make_group(f"g{n}", logprobs=noise) for n in range(5)])
+    rlsf("export", store, tmp_path / "all.jsonl")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
+    try:
+        for command in (("import", tmp_path / "all.jsonl"), ("filter", store), ("merge", store)):
+            assert "the disk is full" in rlsf(*command, tmp_path / "new", fails=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name for path in tmp_path.iterdir()} == {"store", "all.jsonl"}
 
 
 def test_what_is_protected(tmp_path: Path, rlsf: Rlsf) -> None:
