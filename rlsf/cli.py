@@ -13,7 +13,9 @@ import typer
 from rich.console import Console
 
 from reward.types import RewardError
+from rlsf.console import console
 from rlsf.errors import ConfigError, InterruptedRun, RlsfError, is_out_of_memory
+from rlsf.exchange_cli import Source, add_commands
 from rlsf.quiet import quiet_libraries
 from rollouts.types import EngineError
 
@@ -25,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(help="Look at config files.", no_args_is_help=True)
-replay_app = typer.Typer(help="Look into a replay store.", no_args_is_help=True)
+replay_app = typer.Typer(help="Look into replay stores, and move buffers between them.", no_args_is_help=True)
 continual_app = typer.Typer(help="Look at runs of several tasks.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(replay_app, name="replay")
@@ -56,7 +58,7 @@ def run(
     with _interruptible(Path(loaded.output_dir) / loaded.name, stands=InterruptedRun):
         from rlsf.runner import start
 
-        start(loaded, _console(), overwrite=overwrite)
+        start(loaded, console(), overwrite=overwrite)
 
 
 @app.command()
@@ -71,7 +73,7 @@ def resume(directory: RunPath) -> None:
     with _interruptible(directory, stands=KeyboardInterrupt):
         from rlsf.runner import continue_run
 
-        continue_run(run_dir, _console())
+        continue_run(run_dir, console())
 
 
 @app.command()
@@ -94,7 +96,7 @@ def eval(
     run_dir = RunDir.open(directory)
     from rlsf.evaluation.command import evaluate_run
 
-    evaluate_run(run_dir, _console(), split=split, samples=samples, adapter=adapter, limit=prompts, output=output)
+    evaluate_run(run_dir, console(), split=split, samples=samples, adapter=adapter, limit=prompts, output=output)
 
 
 @app.command(context_settings=OVERRIDABLE)
@@ -118,7 +120,7 @@ def score(
 
     if output is not None and output.exists() and reward.exists() and output.samefile(reward):
         raise ConfigError(f"--output: {output} is the file of --reward; name another one")
-    score_file(file, load_score_config(reward, [*(set_ or []), *context.args]), _console(), output=output)
+    score_file(file, load_score_config(reward, [*(set_ or []), *context.args]), console(), output=output)
 
 
 @app.command()
@@ -147,11 +149,11 @@ def signals(
         if config is not None:
             raise ConfigError("--config: a run brings its own; it is for files of completions")
         directory = RunDir.open(source)
-        signals_of_run(directory, _console(), adapter=adapter or "last", signals=signals, limit=limit, output=output)
+        signals_of_run(directory, console(), adapter=adapter or "last", signals=signals, limit=limit, output=output)
         return
     if adapter is not None:
         raise ConfigError("--adapter: it is for runs; a file is scored with the model in --config as it stands")
-    signals_of_file(source, _console(), config=config, signals=signals, limit=limit, output=output)
+    signals_of_file(source, console(), config=config, signals=signals, limit=limit, output=output)
 
 
 @config_app.command("check", context_settings=OVERRIDABLE)
@@ -170,7 +172,7 @@ def config_check(
         print(resolved_yaml(loaded), end="")
         return
     say(
-        _console(),
+        console(),
         f"{config}: valid. {loaded.algorithm.kind} on {loaded.model.source}, reward {loaded.reward.kind}, "
         f"{len(loaded.tasks)} task(s), {loaded.loop.iterations} iterations of {loaded.loop.prompts} prompts × "
         f"{loaded.sampling.n} completions",
@@ -178,24 +180,24 @@ def config_check(
 
 
 @replay_app.command("stats")
-def replay_stats(directory: RunPath) -> None:
+def replay_stats(directory: Source) -> None:
     """What a replay store holds: tasks, ages, rewards, size."""
     from rlsf.replay.show import print_stats
 
     with _replay_store(directory) as store:
-        print_stats(store, _console())
+        print_stats(store, console())
 
 
 @replay_app.command("show")
 def replay_show(
-    directory: RunPath,
+    directory: Source,
     id: Annotated[str, typer.Argument(help="Id of a group or a rollout, or how it begins.", show_default=False)],
 ) -> None:
     """One group: prompt, answers, rewards, and why."""
     from rlsf.replay.show import print_group
 
     with _replay_store(directory) as store:
-        print_group(store.find(id), _console())
+        print_group(store.find(id), console())
 
 
 @replay_app.command("page")
@@ -220,7 +222,10 @@ def replay_page(
     """
     from rlsf.replay.page import Selection, make_page
 
-    make_page(directory, _console(), Selection(tuple(ids or ()), task, iteration, limit), output)
+    make_page(directory, console(), Selection(tuple(ids or ()), task, iteration, limit), output)
+
+
+add_commands(replay_app)
 
 
 @continual_app.command("table")
@@ -234,7 +239,7 @@ def continual_table(
     """
     from rlsf.continual.table import compare_runs
 
-    compare_runs(runs, _console(), output=output)
+    compare_runs(runs, console(), output=output)
 
 
 @replay_app.command("verify")
@@ -251,7 +256,7 @@ def replay_verify(
     from rlsf.replay.verify import verify_run
     from rlsf.run_dir import RunDir
 
-    verify_run(RunDir.open(directory), _console(), output=salvage)
+    verify_run(RunDir.open(directory), console(), output=salvage)
 
 
 @replay_app.command("compact")
@@ -264,7 +269,7 @@ def replay_compact(directory: RunPath) -> None:
     run = RunDir.open(directory)
     with run.locked(), ReplayStore.reopen(run.replay) as store:
         before, after = store.compact()
-        say(_console(), f"{run.replay}: {before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB now")
+        say(console(), f"{run.replay}: {before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB now")
 
 
 @app.command()
@@ -272,7 +277,7 @@ def doctor() -> None:
     """What is installed, which engine and sync mode will be used, and why."""
     from rlsf.doctor import print_report
 
-    print_report(_console())
+    print_report(console())
 
 
 @app.command()
@@ -311,20 +316,9 @@ def _interruptible(directory: Path, *, stands: type[KeyboardInterrupt]) -> Itera
 
 
 def _replay_store(directory: Path) -> Any:
-    from rlsf.replay import ReplayStore
-    from rlsf.run_dir import RunDir
+    from rlsf.replay.exchange.stores import open_store
 
-    return ReplayStore.open_read_only(RunDir.open(directory).replay)
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """rich would end the program without a word."""
-        raise  # noqa: PLE0704 - called while the BrokenPipeError is handled
-
-
-def _console() -> Console:
-    return _Console(soft_wrap=False)
+    return open_store(directory)
 
 
 def main() -> None:

@@ -36,7 +36,8 @@ def warn(console: Console, text: str) -> None:
 class Display:
     """Progress of one run. Use as a context manager."""
 
-    def __init__(self, console: Console, title: str, total: int) -> None:
+    def __init__(self, console: Console, title: str, total: int | None) -> None:
+        """`total` is None where nobody knows it; of a run somebody does."""
         self._console = console
         self._live_on = console.is_terminal
         self._progress = Progress(
@@ -52,7 +53,7 @@ class Display:
         self._title = title
         self._rows: list[dict[str, str]] = []
         self._live: Live | None = None
-        self._total = total
+        self._total = total or 0
         self._seconds: list[float] = []
 
     def __enter__(self) -> "Display":

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 from rlsf.errors import RunDirError
 
@@ -54,21 +54,40 @@ def write_parts(path: Path, parts: Iterable[str]) -> None:
 
 
 @contextmanager
-def mendable_output(output: Path) -> Iterator[None]:
-    """What keeps a command's `--output` from being written, as a RunDirError."""
+def replacing(path: Path) -> Iterator[Path]:
+    """A place to write a file or a folder that takes the place of `path` when the block ends, folders above it
+    included; nothing is left of it where the block raises. A folder cannot replace another one that is not empty.
+
+    Raises:
+        OSError: it cannot be written; what was at `path` is untouched then.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name[:100]}.", dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        yield written
+        for part in (*written.rglob("*"), written):
+            fsync(part)
+        written.replace(path)
+    fsync(path.parent)
+
+
+@contextmanager
+def mendable_output(output: Path, name: str = "--output") -> Iterator[None]:
+    """What keeps a command's `--output`, or another argument of that `name`, from being written, as a RunDirError."""
     try:
         yield
     except OSError as error:
-        raise RunDirError(f"--output: cannot write {output}: {error.strerror or error}") from error
+        raise RunDirError(f"{name}: cannot write {output}: {error.strerror or error}") from error
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, name: str = "--output") -> None:
     """Raises RunDirError where the file cannot be written: to learn that after long work would be too late."""
     if output.is_dir():
-        raise RunDirError(f"--output: {output} is a folder; name a file in it")
+        raise RunDirError(f"{name}: {output} is a folder; name a file in it")
     if is_special(output):
         return
-    with mendable_output(output):
+    with mendable_output(output, name):
         output = output.resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=output.parent, prefix=f".{output.name[:100]}."):

@@ -21,8 +21,14 @@ def quiet_libraries() -> None:
 
 def quiet_progress_bars() -> None:
     """Call after transformers is imported: the display has a bar of its own."""
-    from datasets.utils.logging import disable_progress_bar as disable_datasets_bar
     from transformers.utils import logging as transformers_logging
 
-    disable_datasets_bar()
+    quiet_datasets()
     transformers_logging.disable_progress_bar()
+
+
+def quiet_datasets() -> None:
+    """The bars of `datasets` alone; transformers is not imported."""
+    from datasets.utils.logging import disable_progress_bar
+
+    disable_progress_bar()

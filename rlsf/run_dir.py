@@ -32,14 +32,15 @@ OWN = {
 """What rlsf itself puts into the folder of a run."""
 
 
-def check_not_of_a_run(output: Path, run: Path | None = None) -> None:
-    """Raises RunDirError where a command's `--output` would replace what `run`, or any run, keeps for itself."""
+def check_not_of_a_run(output: Path, run: Path | None = None, name: str = "--output") -> None:
+    """Raises RunDirError where a command's `--output`, or another argument of that `name`, would replace what `run`, or
+    any run, keeps for itself."""
     place = output.resolve()
     for folder in place.parents:
         is_run = (folder / "versions.json").is_file() and (folder / "config.yaml").is_file()
         is_run = is_run or (run is not None and folder == run.resolve())
         if is_run and place.relative_to(folder).parts[0] in OWN - {"evidence.html"}:
-            raise RunDirError(f"--output: {output} is a file of the run itself; name another one")
+            raise RunDirError(f"{name}: {output} is a file of the run itself; name another one")
 
 
 START_WAIT = 10.0

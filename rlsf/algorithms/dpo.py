@@ -1,8 +1,6 @@
 """Direct preference optimisation (arXiv 2305.18290) on pairs of rollouts that answer the same prompt."""
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +14,7 @@ from rlsf.algorithms.samples import (
     Sample,
     TokenTensors,
     minibatches,
-    opinions,
     parts,
-    reward_of,
     tensors,
     token_pair,
     with_reference,
@@ -35,26 +31,12 @@ from rlsf.algorithms.update import (
     step_metrics,
 )
 from rlsf.config.schema import DpoConfig
-from rlsf.experience import Experience, Group
+from rlsf.experience import Group
 from rlsf.forward import TokenPair, micro_batches
 from rlsf.policy import Policy, sampling_temperature
+from rlsf.preferences import Pair, make_pairs
 
 _NO_ADVANTAGE = np.zeros(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A better and a worse answer to one prompt."""
-
-    chosen: Experience
-    rejected: Experience
-    fresh: bool
-    earlier: bool = False
-    """Of an earlier task than the one being trained."""
-
-    @property
-    def group_id(self) -> str:
-        return self.chosen.rollout.group_id
 
 
 class Dpo:
@@ -148,35 +130,6 @@ class Dpo:
 
     def load(self, folder: Path) -> None:
         self._optimizer.load_state_dict(load_state(folder))
-
-
-def make_pairs(group: Group, config: DpoConfig, *, fresh: bool, earlier: bool = False) -> list[Pair]:
-    """At most `max_pairs_per_group` pairs of experiences whose rewards differ by more than `config.min_margin`.
-
-    The largest margins come first; of equal ones, those whose rollouts are in the fewest pairs so far: with right and
-    wrong as the only rewards, every right answer meets a wrong one before any of them meets a second.
-    """
-    ordered = sorted(opinions(group), key=reward_of, reverse=True)  # stable: equal rewards keep the order of sampling
-    if config.pairs == "best_worst":
-        ordered = [ordered[0], ordered[-1]] if ordered else []
-    candidates = [
-        (chosen, rejected)
-        for index, chosen in enumerate(ordered)
-        for rejected in ordered[index + 1 :]
-        if reward_of(chosen) - reward_of(rejected) > config.min_margin
-    ]
-    uses: Counter[str] = Counter()
-    pairs: list[Pair] = []
-
-    def rank(index: int) -> tuple[float, int]:
-        chosen, rejected = candidates[index]
-        return reward_of(rejected) - reward_of(chosen), uses[chosen.rollout.id] + uses[rejected.rollout.id]
-
-    while candidates and len(pairs) < config.max_pairs_per_group:
-        chosen, rejected = candidates.pop(min(range(len(candidates)), key=rank))
-        uses.update((chosen.rollout.id, rejected.rollout.id))
-        pairs.append(Pair(chosen, rejected, fresh, earlier))
-    return pairs
 
 
 class _Report:

@@ -8,11 +8,12 @@ import numpy as np
 from rlsf.algorithms.additions import NOTHING, Additions
 from rlsf.algorithms.base import UpdateResult
 from rlsf.algorithms.policy_gradient import PolicyGradient
-from rlsf.algorithms.samples import Sample, opinions, reward_of, with_reference
+from rlsf.algorithms.samples import Sample, with_reference
 from rlsf.algorithms.update import load_state, refuse_bad_rewards, save_state, seeded
 from rlsf.config.schema import GrpoConfig
 from rlsf.experience import Experience, Group
 from rlsf.policy import Policy
+from rlsf.preferences import opinions, reward_of
 
 _STD_EPSILON = 1e-4
 """Added to the deviation, as TRL does."""

@@ -11,11 +11,12 @@ from rlsf.algorithms.base import UpdateResult
 from rlsf.algorithms.critic import Critic, ValueTarget
 from rlsf.algorithms.gae import AdaptiveKl, generalised_advantages, token_rewards, whiten
 from rlsf.algorithms.policy_gradient import PolicyGradient
-from rlsf.algorithms.samples import Sample, opinions, reward_of, with_reference
+from rlsf.algorithms.samples import Sample, with_reference
 from rlsf.algorithms.update import load_state, refuse_bad_rewards, save_state, seeded
 from rlsf.config.schema import PpoConfig
 from rlsf.experience import Experience, Group
 from rlsf.policy import Policy
+from rlsf.preferences import opinions, reward_of
 
 
 @dataclass(frozen=True, slots=True)

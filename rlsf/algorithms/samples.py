@@ -56,18 +56,6 @@ def token_pair(experience: Experience) -> TokenPair:
     return experience.rollout.prompt_ids, experience.rollout.completion_ids
 
 
-def opinions(group: Group) -> list[Experience]:
-    """The experiences that have a reward and at least one token: all that statistics and losses may see."""
-    return [e for e in group.experiences if e.score.value is not None and e.rollout.completion_ids]
-
-
-def reward_of(experience: Experience) -> float:
-    """The reward of an experience that has one."""
-    value = experience.score.value
-    assert value is not None, "opinions() keeps only experiences with a reward"
-    return value
-
-
 def with_reference(policy: Policy, groups: Sequence[Group]) -> list[Group]:
     """The same groups, every experience with reference log-probabilities: computed where they are missing."""
     missing = [e for group in groups for e in group.experiences if e.reference_logprobs is None]

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlsf.algorithms.samples import opinions, reward_of, token_pair
+from rlsf.algorithms.samples import token_pair
 from rlsf.continual.strategies import newest_experiences
 from rlsf.errors import TrainingError
 from rlsf.experience import Group
 from rlsf.forward import TokenPair
+from rlsf.preferences import opinions, reward_of
 from rlsf.scoring import Answered, make_groups, score_rollouts
 from rlsf.tasks import Part
 

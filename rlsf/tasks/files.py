@@ -55,19 +55,20 @@ def _text(path: Path) -> str:
 def _jsonl(path: Path) -> Iterator[Record]:
     for number, line in enumerate(_text(path).split("\n"), 1):  # splitlines() would split inside JSON strings too
         if line.strip():
-            yield _record(f"{path}:{number}", _parse_json(line, path, number), "one {...} a line")
+            yield as_record(f"{path}:{number}", parse_json(line, path, number), "one {...} a line")
 
 
 def _json(path: Path) -> Iterator[Record]:
     text = _text(path)
-    rows = _parse_json(text, path, 1) if text.strip() else []
+    rows = parse_json(text, path, 1) if text.strip() else []
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected one array [...] of objects; for one object a line, call it .jsonl")
     for number, row in enumerate(rows, 1):
-        yield _record(f"{path} row {number}", row, "an array of {...}")
+        yield as_record(f"{path} row {number}", row, "an array of {...}")
 
 
-def _parse_json(text: str, path: Path, line: int) -> Any:
+def parse_json(text: str, path: Path, line: int) -> Any:
+    """Raises DataError, naming the line, where the text that begins there is no JSON."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -82,7 +83,8 @@ def _parse_json(text: str, path: Path, line: int) -> Any:
         ) from None
 
 
-def _record(where: str, row: Any, expected: str) -> Record:
+def as_record(where: str, row: Any, expected: str) -> Record:
+    """Raises DataError where the row is no object."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: the row is a {type(row).__name__}, not an object; expected {expected}")
     return where, row

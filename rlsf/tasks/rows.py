@@ -98,7 +98,7 @@ def row_from_columns(
     reference = None
     if source.reference_column is not None and source.reference_column in columns:
         used.add(source.reference_column)
-        reference = _reference(columns[source.reference_column], source.reference_column, where)
+        reference = reference_of(columns[source.reference_column], source.reference_column, where)
     group = None
     if source.group_column is not None:
         value = _cell(columns, source.group_column, "group_column", where)
@@ -145,7 +145,8 @@ def _message(item: Any, where: str) -> Message:
     return message
 
 
-def _reference(value: Any, column: str, where: str) -> str | None:
+def reference_of(value: Any, column: str, where: str) -> str | None:
+    """The right answer as text; None for an empty cell. Raises DataError, naming the row, for what is no answer."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):
