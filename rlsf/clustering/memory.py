@@ -15,7 +15,7 @@ NOVEL = -1
 """In place of a context's number: next to none."""
 REACH = 0.95
 """Quantile of the distances from a remembered prompt to its nearest fellow: what is further away from all of a
-context's prompts is not next to it. Of new prompts of the same lab task 6 to 9% are, of other tasks' 96 to 100%, with
+context's prompts is not next to it. Of new prompts of the same lab task 6 to 9% are, of other tasks' 97 to 100%, with
 16 to 128 remembered."""
 
 

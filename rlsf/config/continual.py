@@ -70,6 +70,13 @@ class HdbscanConfig(ClusterSection):
 ClusterConfig = Annotated[KMeansConfig | DbscanConfig | HdbscanConfig, Field(discriminator="kind")]
 
 
+class ClusteringConfig(Section):
+    """What `rlsf clusters` looks for."""
+
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    clusters: ClusterConfig = HdbscanConfig()
+
+
 class CurriculumConfig(Section):
     """Draws more prompts from clusters that fail."""
 
