@@ -90,10 +90,10 @@ def test_the_map_is_drawn_alike_each_time(method: Literal["pca", "tsne"], tmp_pa
 def test_any_number_of_points_can_be_drawn(tmp_path: Path) -> None:
     for count in (0, 1, 2, 11):
         tasks = [f"t{i}" for i in range(count)]
-        for method in ("pca", "tsne"):
-            plot_map(np.eye(11)[:count], np.zeros(count, dtype=int), tmp_path / "x.svg", tasks=tasks, method=method)
-    points, labels = np.random.default_rng(0).normal(size=(60, 1)), np.arange(60)
-    plot_map(points, labels, tmp_path / "x.svg", tasks=[str(i % (len(MARKERS) + 3)) for i in range(60)])
-    assert "60 points in 60 clusters" in (tmp_path / "x.svg").read_text()
+        method = "tsne" if count % 2 else "pca"
+        plot_map(np.eye(11)[:count], np.zeros(count, dtype=int), tmp_path / "x.svg", tasks=tasks, method=method)
+    points, labels = np.random.default_rng(0).normal(size=(25, 1)), np.arange(25)
+    plot_map(points, labels, tmp_path / "x.svg", tasks=[str(i % (len(MARKERS) + 3)) for i in range(25)])
+    assert "25 points in 25 clusters" in (tmp_path / "x.svg").read_text()
     with pytest.raises(ValueError, match="not finite"):
         plot_map(points * np.nan, labels, tmp_path / "y.svg")

@@ -125,17 +125,15 @@ class ContextDetector:
         near = nearest_contexts(state.contexts, points, self._config.dimensions)
         is_odd, statistic, p_value = self._gate(state, points, near)
         state.streak = state.streak + 1 if is_odd else 0
-        before = state.current
-        goal = _most(near, before) if state.streak >= self._config.consecutive else before
-        is_new = goal == NOVEL
-        if is_new:
+        goal = state.current if state.streak < self._config.consecutive else _most(near, state.current)
+        changed = goal != state.current
+        if goal == NOVEL:
             self._open(points[near == NOVEL])
-        elif state.streak == 0 or goal != before:
+        elif changed or not is_odd:  # what is odd about a batch that changes nothing is not remembered
+            state.current = goal
             state.contexts[goal].remember(points[near == goal], self._config.window, self._seed)
-        if goal != before:
-            state.streak = 0
-            state.current = goal if not is_new else state.current
-        return Verdict(state.contexts[state.current].name, is_new, goal != before, statistic, p_value)
+        state.streak = 0 if changed else state.streak
+        return Verdict(state.contexts[state.current].name, goal == NOVEL, changed, statistic, p_value)
 
     def to_json(self) -> dict[str, Any]:
         return self.state.to_json()

@@ -30,7 +30,8 @@ class ClusterSection(Section):
     """What every way of clustering has in common."""
 
     dimensions: int = Field(16, ge=1)
-    """Principal components that clusters are looked for in; HDBSCAN takes minutes in hundreds of dimensions."""
+    """Principal components that clusters are looked for in: HDBSCAN of 5000 points takes a second in 16 of them, and 20
+    in 384."""
     every: int = Field(10, ge=1)
     """Iterations between fits; in between, new points join the clusters that are there."""
     limit: int = Field(5000, ge=2)
