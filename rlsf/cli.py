@@ -156,6 +156,36 @@ def signals(
     signals_of_file(source, console(), config=config, signals=signals, limit=limit, output=output)
 
 
+@app.command()
+def clusters(
+    directory: RunPath,
+    source: Annotated[
+        Literal["train", "replay"], typer.Option("--from", help="Training prompts, or what the replay store has.")
+    ] = "replay",
+    config: Annotated[Path | None, typer.Option(help="YAML file with `embedding` and `clusters`.")] = None,
+    set_: Set = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many points, drawn at random.")] = 2000,
+    projection: Annotated[Literal["pca", "tsne"], typer.Option("--map", help="How the map is drawn.")] = "pca",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for clusters.json, clusters.png and clusters.svg.")
+    ] = None,
+) -> None:
+    """Find out what the prompts of a run are about, and what is learned of each kind.
+
+    Example: rlsf clusters runs/continual --set clusters.kind=kmeans --output clusters
+    """
+    from rlsf.config.continual import ClusteringConfig
+    from rlsf.config.load import load_section
+    from rlsf.run_dir import RunDir
+
+    settings = load_section(config, ClusteringConfig, set_ or [])
+    from rlsf.clustering.command import clusters_of_run
+
+    clusters_of_run(
+        RunDir.open(directory), _console(), settings, source=source, limit=limit, method=projection, output=output
+    )
+
+
 @config_app.command("check", context_settings=OVERRIDABLE)
 def config_check(
     context: typer.Context,

@@ -94,6 +94,16 @@ def check_output(output: Path, name: str = "--output") -> None:
             pass
 
 
+def check_output_folder(output: Path) -> None:
+    """Raises RunDirError where nothing can be written into the folder."""
+    if output.exists() and not output.is_dir():
+        raise RunDirError(f"--output: {output} is a file; name a folder")
+    with mendable_output(output):
+        output.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=output):
+            pass
+
+
 def is_special(path: Path) -> bool:
     """A pipe, a terminal, /dev/null: to put a file in its place would take it away from everybody."""
     return path.exists() and not path.is_file() and not path.is_dir()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rlsf.config.continual import ClusteringConfig
 from rlsf.config.load import load_config
 from rlsf.offline.config import SignalsConfig
 
@@ -17,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 KEYS = {"answer": "tasks.0.answer"}
 """Where a fragment belongs that stands alone in a page."""
+SECTIONS = {"signals": SignalsConfig, "clusters": ClusteringConfig}
+"""What a file of its own holds, by a key of it."""
 
 
 def fragments() -> Iterator[Any]:
@@ -30,9 +33,10 @@ def fragments() -> Iterator[Any]:
 @pytest.mark.parametrize("fragment", fragments())
 def test_configs_in_the_documentation_are_valid(fragment: str) -> None:
     found = yaml.safe_load(fragment)
-    if "signals" in found:
-        SignalsConfig.model_validate(found)
-        return
+    for key, section in SECTIONS.items():
+        if key in found:
+            section.model_validate(found)
+            return
     load_config(
         ROOT / "configs" / "smoke.yaml",
         [f"{KEYS.get(key, key)}={json.dumps(value)}" for key, value in found.items()],

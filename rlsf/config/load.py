@@ -40,25 +40,25 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     return load_section(path, RunConfig, overrides)
 
 
-def load_section(path: Path | str, schema: type[S], overrides: Sequence[str] = ()) -> S:
+def load_section(path: Path | str | None, schema: type[S], overrides: Sequence[str] = ()) -> S:
     """Read a config.
 
     Args:
-        path: the YAML file.
+        path: the YAML file; None where there is none, and all but the overrides are defaults.
         schema: of its top level.
         overrides: settings of the command line, see above; later ones win.
 
     Raises:
         ConfigError: the file cannot be read, or something in it is wrong. All wrong values are listed, one a line.
     """
-    document = read_document(path)
+    document = read_document(path) if path is not None else Document({}, {})
     if document.value is None:
         required = [f"`{name}`" for name, field in schema.model_fields.items() if field.is_required()]
         needed = f"; a config needs at least {' and '.join(required)}" if required else ""
         raise ConfigError(f"{path}: the file is empty{needed}")
     if not isinstance(document.value, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {shown(document.value)}")
-    layers = _Layers(str(path), document.value, document.lines, {}, {})
+    layers = _Layers(str(path or "--set"), document.value, document.lines, {}, {})
     data = deepcopy(document.value)
     for override in map(parse_override, overrides):
         target = apply_override(data, override)

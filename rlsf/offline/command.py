@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +17,7 @@ from rlsf.config.load import load_config, load_section
 from rlsf.display import Display, say
 from rlsf.errors import RunDirError
 from rlsf.evaluation.grading import Grader
-from rlsf.files import mendable_output
+from rlsf.files import check_output_folder, mendable_output
 from rlsf.offline.completions import read_completions
 from rlsf.offline.config import ScoreConfig, SignalsConfig, load_score_config
 from rlsf.offline.demands import (
@@ -68,7 +68,8 @@ def signals_of_file(
     Raises:
         RlsfError, EngineError, RewardError: with a message for the user.
     """
-    _check_folder(output)
+    if output is not None:
+        check_output_folder(output)
     settings = load_score_config(config) if config is not None else ScoreConfig()
     groups = read_completions(path, settings)[:limit]
     chosen = _chosen(signals)
@@ -104,7 +105,8 @@ def signals_of_run(
     """
     from rlsf.evaluation.command import find_adapter
 
-    _check_folder(output)
+    if output is not None:
+        check_output_folder(output)
     config = load_config(directory.config)
     check_same_config(directory, config)
     stream = build_stream(config)
@@ -225,15 +227,3 @@ def _show(reports: Sequence[SignalReport], source: dict[str, Any], output: Path 
         if first.right is not None:
             plot_signals(reports, output / "signals.png")
     say(console, f"Written to {output}")
-
-
-def _check_folder(output: Path | None) -> None:
-    """Raises RunDirError where nothing can be written into it: to learn that after long work would be too late."""
-    if output is None:
-        return
-    if output.exists() and not output.is_dir():
-        raise RunDirError(f"--output: {output} is a file; name a folder")
-    with mendable_output(output):
-        output.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=output):
-            pass
