@@ -21,7 +21,7 @@ from rlsf.clustering.embeddings import LAYER, ModelEmbeddings
 from rlsf.clustering.identity import make_detector
 from rlsf.clustering.memory import NOVEL, Context, nearest_contexts
 from rlsf.clustering.projection import fit_projection
-from rlsf.config.continual import ClustersIdentity, DbscanConfig, DriftIdentity, HdbscanConfig, KMeansConfig
+from rlsf.config.clustering import ClustersIdentity, DbscanConfig, DriftIdentity, HdbscanConfig, KMeansConfig
 from rlsf.config.schema import TaskConfig
 from rlsf.models import load_base_model, load_tokenizer, resolve_model
 from rlsf.models.lab_tasks import LAB_TASKS

@@ -174,7 +174,7 @@ def clusters(
 
     Example: rlsf clusters runs/continual --set clusters.kind=kmeans --output clusters
     """
-    from rlsf.config.continual import ClusteringConfig
+    from rlsf.config.clustering import ClusteringConfig
     from rlsf.config.load import load_section
     from rlsf.run_dir import RunDir
 
@@ -182,7 +182,7 @@ def clusters(
     from rlsf.clustering.command import clusters_of_run
 
     clusters_of_run(
-        RunDir.open(directory), _console(), settings, source=source, limit=limit, method=projection, output=output
+        RunDir.open(directory), console(), settings, source=source, limit=limit, method=projection, output=output
     )
 
 

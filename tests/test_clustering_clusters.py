@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from rlsf.clustering.clusters import Clusters, fit_clusters, match_labels
 from rlsf.clustering.grouping import NOISE, knee_eps
 from rlsf.clustering.projection import fit_projection
-from rlsf.config.continual import ClusterConfig, DbscanConfig, HdbscanConfig, KMeansConfig
+from rlsf.config.clustering import ClusterConfig, DbscanConfig, HdbscanConfig, KMeansConfig
 
 KINDS: list[Any] = [KMeansConfig(k=3), DbscanConfig(), HdbscanConfig()]
 BY_KIND = pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)

@@ -15,7 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 from rlsf.clustering import embeddings
 from rlsf.clustering.embeddings import LAYER, ModelEmbeddings, SentenceEmbeddings, make_embeddings, policy_embeddings
 from rlsf.clustering.projection import fit_projection
-from rlsf.config.continual import EmbeddingConfig
+from rlsf.config.clustering import EmbeddingConfig
 from rlsf.config.schema import ModelConfig, TaskConfig
 from rlsf.errors import ConfigError, ModelError
 from rlsf.models import load_base_model, load_tokenizer, resolve_model

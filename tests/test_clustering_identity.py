@@ -15,7 +15,7 @@ from rlsf.clustering.embeddings import ModelEmbeddings
 from rlsf.clustering.identity import Detector, Verdict, make_detector
 from rlsf.clustering.memory import NOVEL, Context, nearest_contexts
 from rlsf.clustering.two_sample import energy_test
-from rlsf.config.continual import ClustersIdentity, DriftIdentity, IdentityConfig, KnownIdentity
+from rlsf.config.clustering import ClustersIdentity, DriftIdentity, IdentityConfig, KnownIdentity
 from rlsf.config.schema import TaskConfig
 from rlsf.models import load_base_model, load_tokenizer, resolve_model
 from rlsf.models.lab_tasks import LAB_TASKS

@@ -12,7 +12,7 @@ from sklearn.metrics import silhouette_samples
 
 from rlsf.clustering.clusters import fit_clusters
 from rlsf.clustering.report import MARKERS, clusters_table, describe, plot_map
-from rlsf.config.continual import DbscanConfig, KMeansConfig
+from rlsf.config.clustering import DbscanConfig, KMeansConfig
 from rollouts.types import Prompt
 from tests.test_clustering_clusters import CENTRES, blobs
 

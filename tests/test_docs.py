@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlsf.config.continual import ClusteringConfig
+from rlsf.config.clustering import ClusteringConfig
 from rlsf.config.load import load_config
 from rlsf.offline.config import SignalsConfig
 

@@ -21,7 +21,7 @@ from scipy.optimize import linear_sum_assignment
 
 from rlsf.clustering.grouping import NOISE, Anchors, find_anchors
 from rlsf.clustering.projection import Projection, check_points, fit_projection
-from rlsf.config.continual import ClusterConfig
+from rlsf.config.clustering import ClusterConfig
 
 _FORMAT = 1
 

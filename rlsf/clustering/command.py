@@ -12,7 +12,7 @@ from rich.console import Console
 from rlsf.clustering.clusters import fit_clusters
 from rlsf.clustering.embeddings import Embeddings, ModelEmbeddings, make_embeddings
 from rlsf.clustering.report import ClusterReport, clusters_table, describe, plot_map
-from rlsf.config.continual import ClusteringConfig
+from rlsf.config.clustering import ClusteringConfig
 from rlsf.config.load import load_config
 from rlsf.config.schema import ModelConfig
 from rlsf.display import say

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from rlsf import forward
-from rlsf.config.continual import EmbeddingConfig
+from rlsf.config.clustering import EmbeddingConfig
 from rlsf.errors import ConfigError, ModelError
 from rlsf.models.loading import quiet_transformers
 from rollouts.prompts import encode_prompt

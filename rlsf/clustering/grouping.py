@@ -6,7 +6,7 @@ from typing import assert_never
 import numpy as np
 from scipy.spatial import cKDTree
 
-from rlsf.config.continual import ClusterConfig, DbscanConfig, HdbscanConfig, KMeansConfig
+from rlsf.config.clustering import ClusterConfig, DbscanConfig, HdbscanConfig, KMeansConfig
 
 NOISE = -1
 """Label of a point that belongs to no cluster."""

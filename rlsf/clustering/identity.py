@@ -9,7 +9,7 @@ import numpy as np
 from rlsf.clustering.memory import NOVEL, Context, nearest_contexts
 from rlsf.clustering.projection import check_points, fit_projection
 from rlsf.clustering.two_sample import energy_test
-from rlsf.config.continual import ClustersIdentity, DriftIdentity, IdentityConfig
+from rlsf.config.clustering import ClustersIdentity, DriftIdentity, IdentityConfig
 from rlsf.seeds import derive_seed
 
 
