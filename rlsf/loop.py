@@ -3,7 +3,15 @@
 This is the page to read first. `rlsf.run.Run` holds the parts that are used here.
 """
 
-from rlsf.continual.tasks import draw, earlier_groups, enter_task, replayed_prompts, replayed_samples
+from rlsf.continual.replaying import (
+    draw,
+    earlier_groups,
+    remember,
+    replayed_prompts,
+    replayed_samples,
+    stream_parts,
+)
+from rlsf.continual.tasks import current_task, enter_task, remember_prompts
 from rlsf.evaluation.report import show_preflight, summarize
 from rlsf.guarding import begin_guard, guard
 from rlsf.preflight import preflight, try_reward
@@ -71,17 +79,20 @@ def iterate(run: Run) -> None:
     metrics: dict[str, float] = {}
 
     with run.phase("consolidate"):
-        metrics |= enter_task(run, segment.task, iteration)
+        parts = stream_parts(run, iteration)
+        name, noticed = current_task(run, parts, segment)
+        metrics |= noticed | enter_task(run, name, iteration)
+        remember_prompts(run, parts)
     with run.phase("guard"):
         begin_guard(run, task)
 
     with run.phase("generate"):
-        parts = [*run.stream.batch(iteration), *replayed_prompts(run, iteration, run.replayed_count)]
+        parts += replayed_prompts(run, iteration, run.replayed_count)
         rollouts = [run.generate(part, number, iteration) for number, part in enumerate(parts)]
 
     with run.phase("score"):
         answered = [
-            Answered(part.task, part.prompts, groups, score_rollouts(run, part.task, part.prompts, groups, iteration))
+            Answered(part, groups, score_rollouts(run, part.task, part.prompts, groups, iteration))
             for part, groups in zip(parts, rollouts, strict=True)
         ]
         metrics |= reward_metrics(answered) | vote_metrics(run, answered)
@@ -92,7 +103,7 @@ def iterate(run: Run) -> None:
         fresh = [*answers, *(lesson for part in answered for lesson in make_lessons(run, part, iteration))]
 
     with run.phase("remember"):
-        run.replay.add(fresh, iteration=iteration)
+        metrics |= remember(run, fresh, iteration)
         batch = [*fresh, *replayed_samples(run, len(answers), iteration)]
         run.strategies.replay(draw(run, run.strategies.distilled_groups, iteration, earlier_only=True))
 

@@ -1,7 +1,7 @@
 """The parts of a run, put together, saved and restored. `rlsf.loop` is the story they are used in."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,9 +14,14 @@ from reward.types import RewardError
 from reward.verifiers import make_verifier
 from rlsf.algorithms import create_algorithm
 from rlsf.algorithms.sft import WarmStart, answer_ids
+from rlsf.clustering.embeddings import make_embeddings, policy_embeddings
+from rlsf.clustering.identity import make_detector
+from rlsf.clustering.population import Population
+from rlsf.config.clustering import EmbeddingConfig
 from rlsf.config.schema import RunConfig
 from rlsf.continual.adapters import AdapterBank
 from rlsf.continual.matrix import kl_from_base
+from rlsf.continual.serving import serving
 from rlsf.continual.strategies import Strategies
 from rlsf.display import Display
 from rlsf.embedding import policy_embedder
@@ -113,6 +118,7 @@ class Run:
             self.adapters = AdapterBank(
                 config.continual.adapters, self.policy, directory.adapters, seed=self.seed("adapters")
             )
+        self._restore_views()
         self.algorithm = create_algorithm(
             config.algorithm,
             self.policy,
@@ -123,6 +129,23 @@ class Run:
         )
         self.replay = ReplayStore.open(directory.replay, config.replay, seed=self.seed("replay"))
         parts.callback(self.replay.close)
+
+    def _restore_views(self) -> None:
+        """What looks at prompts by what they are about: clusters, the detector of hidden tasks, routes."""
+        config, state = self.config, self.state
+        embedding = config.clusters.embedding if config.clusters is not None else EmbeddingConfig()
+        self.embeddings = make_embeddings(embedding, lambda: policy_embeddings(self.policy))
+        self.population = None
+        if config.clusters is not None:
+            self.population = Population(config.clusters, self.embeddings, self.seed("clusters"))
+        self.detector = make_detector(config.continual.identity, self.seed("identity"), state.identity)
+        if self.adapters is not None:
+            self.adapters.restore(state.routes)
+
+    def label_of(self, task: Task) -> str:
+        """What the store and the strategies call a task: the one that they take for the current one, where they are not
+        told."""
+        return task.name if self.detector is None else self.state.task
 
     def _start_engine(self, parts: ExitStack) -> None:
         engine = create_engine(
@@ -287,10 +310,9 @@ class Run:
         The same seed each time: before and after differ by the policy, not by luck.
         """
         distances: dict[str, float] = {}
-        with self._served() as serve:
+        with serving(self) as served:
             for task in self.graded_tasks:
-                serve(task)
-                result = self._evaluate(task, "test", task.test, self.config.evaluation.final_samples)
+                result = served.evaluate(task, "test", task.test, self.config.evaluation.final_samples)
                 self.directory.write_json(self._evaluation_path(label, task.name), result.as_json())
                 if label not in ("base", "warm_start") and len(self.stream.tasks) > 1:
                     distances[task.name] = kl_from_base(self, task)
@@ -316,40 +338,15 @@ class Run:
         self.stream.end_segment(iteration)
         self.state.ended = [s.iterations for s in self.stream.segments[: self.stream.segment(iteration).number]]
 
-    @contextmanager
-    def _served(self) -> Iterator[Callable[[Task], None]]:
-        """Within the block held-out prompts are answered by what would be deployed: what is yielded makes the engine
-        serve it for a task. That is the policy itself, unless each task has an adapter of its own."""
-        if self.adapters is None or not self.state.task:
-            yield lambda task: None
-            return
-        serving: str | None = None
-
-        def serve(task: Task) -> None:
-            nonlocal serving
-            assert self.adapters is not None
-            key = self.adapters.key_for(task.name)
-            if key != serving:
-                self.adapters.serve(task.name, self.state.tasks)
-                self.deliver()
-                serving = key
-
-        self.adapters.keep(self.state.task)
-        yield serve
-        if serving is not None:
-            self.policy.load_adapter(self.adapters.folder_of(self.state.task))
-            self.deliver()
-
     def validate(self, iteration: int) -> dict[str, float]:
         """Measure the tasks seen so far on their validation split; note whether the mean pass@1 is the best so far."""
         settings = self.config.evaluation
         metrics: dict[str, float] = {}
         scores = []
         seen = [task for task in self.stream.tasks_seen(max(iteration, 1)) if task.has_references]
-        with self._served() as serve:
+        with serving(self) as served:
             for task in seen:
-                serve(task)
-                result = self._evaluate(task, "validation", task.validation[: settings.prompts], settings.samples)
+                result = served.evaluate(task, "validation", task.validation[: settings.prompts], settings.samples)
                 self.directory.write_json(
                     self.directory.evaluations / f"iter_{iteration:06d}_validation_{task.name}.json", result.as_json()
                 )
@@ -363,7 +360,8 @@ class Run:
                 self.policy.save_adapter(folder)
         return metrics
 
-    def _evaluate(self, task: Task, split: str, prompts: Sequence[Prompt], samples: int) -> Evaluation:
+    def evaluate(self, task: Task, split: str, prompts: Sequence[Prompt], samples: int) -> Evaluation:
+        """Ask whoever the engine serves."""
         return evaluate(
             self.engine,
             self.graders[task.name],
@@ -470,6 +468,8 @@ class Run:
         self.state.reward = self.reward.state()
         self.state.delivery = self.delivery.state()
         self.state.guard = asdict(self.guard.state)
+        if self.adapters is not None:
+            self.state.routes = self.adapters.state()
         self.directory.write_checkpoint(iteration, self._write_checkpoint)
         kept = self.directory.prune_checkpoints(self.config.loop.keep_checkpoints)
         self.replay.prune_journal(iteration_of(kept[0]))
@@ -482,6 +482,8 @@ class Run:
         self.policy.save(folder / "policy")
         self.algorithm.save(folder / "algorithm")
         self.strategies.save(folder / "continual")
+        if self.population is not None:
+            self.population.save(folder / "clusters")
         self.directory.write_json(folder / "state.json", self.state.to_json())
 
     def _restore(self) -> None:
@@ -518,6 +520,8 @@ class Run:
             raise FileNotFoundError(f"{folder / 'policy'} has no reference adapter")
         self.algorithm.load(folder / "algorithm")
         self.strategies.load(folder / "continual")
+        if self.population is not None:
+            self.population.load(folder / "clusters")
         self.reward.restore(self.state.reward)
         self.delivery = DeliveryCheck.restore(self.config.delivery, self.state.delivery)
         for task in self.graded_tasks if self.state.prepared else ():

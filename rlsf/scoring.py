@@ -16,17 +16,20 @@ from rollouts.types import Prompt, Rollout
 
 if TYPE_CHECKING:
     from rlsf.run import Run
-    from rlsf.tasks import Task
+    from rlsf.tasks import Part, Task
 
 
 @dataclass(frozen=True)
 class Answered:
     """The prompts of one task in a batch, with their rollouts and what became of them."""
 
-    task: "Task"
-    prompts: Sequence[Prompt]
+    part: "Part"
     rollouts: list[list[Rollout]]
     scored: Scored
+
+    @property
+    def task(self) -> "Task":
+        return self.part.task
 
 
 def score_rollouts(
@@ -54,7 +57,9 @@ MONITORED = 64
 
 def make_groups(run: "Run", answered: Answered, iteration: int) -> list[Group]:
     """Experiences as they are kept: prompts without labels (a verifier's evidence names the reference it compared
-    with), and reference log-probabilities where the algorithm needs them."""
+    with), and reference log-probabilities where the algorithm needs them. Where the strategies are not told which task
+    is on, the store is not told either."""
+    label = answered.part.label or run.label_of(answered.task)
     rollouts, scored = answered.rollouts, answered.scored
     flat = [rollout for group in rollouts for rollout in group]
     references: list[tuple[float, ...] | None] = [None] * len(flat)
@@ -67,11 +72,11 @@ def make_groups(run: "Run", answered: Answered, iteration: int) -> list[Group]:
             id=group[0].group_id,
             prompt=prompt.without_labels(),
             experiences=tuple(
-                Experience(rollout, score, answered.task.name, iteration, next(remaining))
+                Experience(rollout, score, label, iteration, next(remaining))
                 for rollout, score in zip(group, group_scores, strict=True)
             ),
         )
-        for prompt, group, group_scores in zip(answered.prompts, rollouts, scored.scores, strict=True)
+        for prompt, group, group_scores in zip(answered.part.prompts, rollouts, scored.scores, strict=True)
     ]
 
 
@@ -84,7 +89,7 @@ def make_lessons(run: "Run", answered: Answered, iteration: int) -> list[Group]:
     return lesson_groups(
         lessons,
         run.policy,
-        task=answered.task.name,
+        task=answered.part.label or run.label_of(answered.task),
         iteration=iteration,
         temperature=run.sampling(answered.task).temperature,
         pairs=run.config.algorithm.kind == "dpo",

@@ -23,6 +23,10 @@ class LoopState:
     """That the strategies against forgetting take for the current one."""
     tasks: list[str] = field(default_factory=list)
     """Those that have begun, the current one included, in the order in which they first came."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What the detector of a hidden task remembers."""
+    routes: dict[str, Any] = field(default_factory=dict)
+    """Prompts by which held-out ones find the adapter of their task."""
     ended: list[int] = field(default_factory=list)
     """Lengths of the segments so far, where one ended before its budget was spent; empty where none did."""
     convergence: list[float] = field(default_factory=list)

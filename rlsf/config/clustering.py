@@ -79,12 +79,23 @@ class ClusteringConfig(Section):
 
 
 class CurriculumConfig(Section):
-    """Draws more prompts from clusters that fail."""
+    """Draws more from clusters that fail."""
 
+    of: tuple[Literal["prompts", "replay"], ...] = ("prompts", "replay")
+    """What is drawn so: new `prompts` of the task (in place of its epochs; needs embeddings of prompts), and what is
+    replayed, where `replay.draw` is `per_cluster`."""
     strength: float = Field(1.0, ge=0)
     """Share ∝ (1 − success)^strength; 0 draws from all clusters alike."""
     decay: float = Field(0.8, ge=0, lt=1)
     """Weight of the past in the moving average of a cluster's success rate."""
+
+
+class RunClustersConfig(ClusteringConfig):
+    """Clusters that a run keeps of what is in its replay store: for `replay.keep: diverse`, `replay.draw: per_cluster`,
+    a curriculum, and `rlsf clusters`."""
+
+    clusters: ClusterConfig = KMeansConfig()
+    curriculum: CurriculumConfig | None = None
 
 
 class KnownIdentity(Section):

@@ -16,6 +16,7 @@ from reward.config import (
     all_rewards,
     uses_labels,
 )
+from rlsf.config.clustering import RunClustersConfig
 from rlsf.config.guard import GuardConfig
 from rlsf.config.strategies import ContinualConfig
 from rlsf.config.stream import DriftingStream, JointStream, SequentialStream, StreamConfig
@@ -496,6 +497,7 @@ class RunConfig(Section):
     algorithm: AlgorithmConfig = GrpoConfig()
     replay: ReplayConfig = ReplayConfig()
     continual: ContinualConfig = ContinualConfig()
+    clusters: RunClustersConfig | None = None
     loop: LoopConfig = LoopConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     preflight: PreflightConfig = PreflightConfig()
@@ -619,6 +621,17 @@ class RunConfig(Section):
             raise ValueError(
                 f"continual.orthogonal.rank: model.lora.r ({rank}) must be a multiple of {continual.orthogonal.rank}"
             )
+        hidden = continual.identity.kind != "known"
+        if hidden and self.warm_start is not None and self.warm_start.tasks == "each":
+            raise ValueError("warm_start.tasks: each must know when a task begins, and continual.identity hides it")
+        if continual.adapters is not None and self.evaluation.select != "last":
+            raise ValueError("evaluation.select: with continual.adapters the last ones are tested; leave it at last")
+        if self.clusters is None and (self.replay.keep == "diverse" or self.replay.draw.kind == "per_cluster"):
+            raise ValueError("replay: diverse and per_cluster need clusters; describe them under `clusters`")
+        curriculum = self.clusters.curriculum if self.clusters is not None else None
+        by_answers = self.clusters is not None and self.clusters.embedding.of == "answer"
+        if curriculum is not None and "prompts" in curriculum.of and by_answers:
+            raise ValueError("clusters.curriculum.of: prompts cannot be told apart by answers they have not got yet")
         if continual.cppo is not None and self.algorithm.kind == "dpo":
             raise ValueError("continual.cppo: it weighs single samples, and dpo learns from pairs; take grpo or ppo")
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from rlsf.config.clustering import IdentityConfig, KnownIdentity
 from rollouts.config import Section
 
 
@@ -117,6 +118,8 @@ class AdaptersConfig(Section):
 class ContinualConfig(Section):
     """Strategies against forgetting; all that are given are used together."""
 
+    identity: IdentityConfig = KnownIdentity()
+    """Whether the strategies and the replay store are told which task is on. Grading and evaluation always know."""
     reference: Literal["start", "last_task"] = "start"
     """What KL penalties and DPO compare with: the policy with which the loop began, or that with which the last task
     ended."""
@@ -139,4 +142,6 @@ class ContinualConfig(Section):
             )
         if self.adapters is not None and self.reference == "last_task":
             raise ValueError("adapters: each begins with, or is compared with, the start; leave reference at start")
+        if self.adapters is not None and self.adapters.use == "own" and self.identity.kind != "known":
+            raise ValueError("adapters.use: own must be told the task, and identity hides it; take merge or route")
         return self

@@ -1,15 +1,24 @@
 """An adapter for each task: kept on disk, merged or picked when held-out prompts are answered."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from scipy.spatial import cKDTree
 
+from rlsf.clustering.memory import Context
+from rlsf.clustering.projection import fit_projection
 from rlsf.config.strategies import AdaptersConfig
 from rlsf.errors import ModelError
 from rlsf.files import clear_os_errors
 from rlsf.policy import POLICY, REFERENCE, Policy
 
+REMEMBERED = 128
+"""Prompts per task that held-out ones are compared with."""
+DIMENSIONS = 16
+"""Principal components they are compared in."""
 _MERGED = "merged"
 _PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 
@@ -20,9 +29,41 @@ class AdapterBank:
     def __init__(self, config: AdaptersConfig, policy: Policy, folder: Path, *, seed: int) -> None:
         """`seed`: of what `dare_*` leaves out."""
         self._seed = seed
+        self._seen: dict[str, Context] = {}
+        """By task: prompts it was trained on, where held-out ones are routed by them."""
         self._config = config
         self._policy = policy
         self._folder = folder
+
+    @property
+    def routes(self) -> bool:
+        """Whether held-out prompts go to the adapter of the task that they resemble."""
+        return self._config.use == "route"
+
+    def remember(self, task: str, points: np.ndarray) -> None:
+        """(N, H) embeddings of prompts that `task` is trained on."""
+        context = self._seen.setdefault(task, Context(task, np.zeros((0, points.shape[1]), dtype=np.float32)))
+        context.remember(points, REMEMBERED, self._seed)
+
+    def route(self, points: np.ndarray) -> list[str]:
+        """For each of (N, H) embeddings of prompts the task whose prompts they lie nearest to; empty names for all
+        where nothing was remembered yet."""
+        contexts = list(self._seen.values())
+        if not contexts:
+            return [""] * len(points)
+        pooled = np.concatenate([*(context.points for context in contexts), points])
+        projected = fit_projection(pooled, DIMENSIONS)(pooled)
+        *seen, new = np.split(projected, np.cumsum([len(context.points) for context in contexts]))
+        distances = np.stack([cKDTree(own).query(new)[0] for own in seen])
+        return [contexts[index].name for index in distances.argmin(axis=0)]
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, as JSON."""
+        return {name: context.to_json() for name, context in self._seen.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self._seen = {name: Context.from_json(data) for name, data in state.items()}
 
     def folder_of(self, task: str) -> Path:
         """Where the adapter of a task is kept."""
@@ -51,18 +92,17 @@ class AdapterBank:
 
     def key_for(self, task: str) -> str:
         """Equal for tasks that are answered by the same adapter."""
-        return task if self._config.use == "own" else ""
+        return "" if self._config.use == "merge" else task
 
     def serve(self, task: str, known: Sequence[str]) -> None:
         """Make the policy what answers held-out prompts of `task`; one that no adapter was trained for is answered with
         the one that the loop began with."""
-        if self._config.use == "own":
-            if task in known:
-                self._policy.load_adapter(self.folder_of(task))
-            else:
-                self._policy.copy_adapter(REFERENCE, POLICY)
-        else:
+        if self._config.use == "merge":
             self._merge(known)
+        elif task in known:
+            self._policy.load_adapter(self.folder_of(task))
+        else:
+            self._policy.copy_adapter(REFERENCE, POLICY)
 
     def _merge(self, known: Sequence[str]) -> None:
         """peft merges into a new adapter, whose weights the policy then takes over.

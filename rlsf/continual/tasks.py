@@ -1,22 +1,31 @@
-"""What a run does when its task changes, and what comes back from the tasks before."""
+"""What a run does when its task changes."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlsf.algorithms.samples import token_pair
+from rlsf.continual.replaying import draw, rehearsed
 from rlsf.continual.strategies import newest_experiences
-from rlsf.errors import TrainingError
-from rlsf.experience import Group
-from rlsf.forward import TokenPair
-from rlsf.preferences import opinions, reward_of
-from rlsf.scoring import Answered, make_groups, score_rollouts
-from rlsf.tasks import Part
+from rlsf.tasks import Part, Segment
 
 if TYPE_CHECKING:
     from rlsf.run import Run
+
+
+def current_task(run: "Run", parts: Sequence[Part], segment: Segment) -> tuple[str, dict[str, float]]:
+    """The name of the task that is on: the segment's own, or where the strategies are not told, what its prompts show.
+    With what was noticed on the way, as metrics."""
+    if run.detector is None:
+        return segment.task, {}
+    points = run.embeddings.prompts([prompt for part in parts for prompt in part.prompts])
+    verdict = run.detector.observe(points)
+    run.state.identity = run.detector.to_json()
+    return verdict.context, {
+        "identity/contexts": float(len(run.state.identity["contexts"])),
+        "identity/changed": float(verdict.changed),
+        "identity/statistic": verdict.statistic,
+    }
 
 
 def enter_task(run: "Run", name: str, iteration: int) -> dict[str, float]:
@@ -48,6 +57,13 @@ def enter_task(run: "Run", name: str, iteration: int) -> dict[str, float]:
     return metrics
 
 
+def remember_prompts(run: "Run", parts: Sequence[Part]) -> None:
+    """Where held-out prompts are routed to the adapter of the task they resemble: what the current one's look like."""
+    if run.adapters is not None and run.adapters.routes:
+        points = run.embeddings.prompts([prompt for part in parts for prompt in part.prompts])
+        run.adapters.remember(run.state.task, np.asarray(points))
+
+
 def _leave(run: "Run", name: str) -> None:
     wanted = run.strategies.fisher_samples
     recent = newest_experiences(run.replay.groups(task=name, newest_first=True), wanted) if wanted else []
@@ -61,92 +77,3 @@ def _leave(run: "Run", name: str) -> None:
         run.state.reference_since = run.state.iteration + 1
     if run.adapters is not None:
         run.adapters.keep(name)
-
-
-def rehearsed(run: "Run", iteration: int) -> list[TokenPair]:
-    """What a warm start learns besides its labels, so that it does not cost the earlier tasks: `replay.ratio` times as
-    many of the policy's own best answers to prompts from the store. No label is needed: the reward says which answer
-    is the best. In the mode `prompts` they are answered anew."""
-    assert run.config.warm_start is not None
-    count = round(run.config.replay.ratio * run.config.warm_start.examples)
-    if run.config.replay.mode == "samples":
-        return best_answers(draw(run, count, iteration, earlier_only=True))
-    found = []
-    for number, part in enumerate(replayed_prompts(run, iteration, count), start=1):
-        rollouts = run.generate(part, number, iteration)
-        scored = score_rollouts(run, part.task, part.prompts, rollouts, iteration)
-        answered = Answered(part.task, part.prompts, rollouts, scored)
-        found += best_answers(make_groups(run, answered, iteration))
-    return found
-
-
-def best_answers(groups: Sequence[Group]) -> list[TokenPair]:
-    """Of each group with different rewards, or with the best reward that any group has, the first of the best."""
-    known = [opinions(group) for group in groups]
-    values = [[reward_of(e) for e in members] for members in known]
-    highest = max((value for row in values for value in row), default=0.0)
-    return [
-        token_pair(members[int(np.argmax(row))])
-        for members, row in zip(known, values, strict=True)
-        if row and (max(row) > min(row) or max(row) == highest)
-    ]
-
-
-def earlier_groups(run: "Run", groups: Sequence[Group]) -> frozenset[str]:
-    """Ids of those that are of a task that came before the current one."""
-    before = {*run.state.tasks} - {run.state.task}
-    return frozenset(group.id for group in groups if group.task in before)
-
-
-def replayed_prompts(run: "Run", iteration: int, count: int) -> list[Part]:
-    """Up to `count` prompts from the store for the policy to answer anew, by task; none in the mode `samples`.
-
-    Raises:
-        TrainingError: one of them is of no task of this run, so that nothing knows how to answer or to grade it.
-    """
-    if run.config.replay.mode != "prompts":
-        return []
-    groups = draw(run, count, iteration)
-    parts: dict[str, Part] = {}
-    for group in groups:
-        task = run.tasks.get(group.prompt.task)
-        if task is None:
-            raise TrainingError(
-                f"replay.mode: the replay store holds a prompt of task {group.prompt.task!r}, which is none of this "
-                f"run's ({', '.join(run.tasks)}); add the task, or replay samples"
-            )
-        prompt = run.training_prompts.get(group.prompt.id, group.prompt)  # with its labels, where there are any
-        part = parts.setdefault(task.name, Part(task, []))
-        if prompt not in part.prompts:
-            part.prompts.append(prompt)
-    return list(parts.values())
-
-
-def replayed_samples(run: "Run", fresh: int, iteration: int) -> list[Group]:
-    """Groups from the store to be learned from as they are; none in the mode `prompts`."""
-    if run.config.replay.mode != "samples":
-        return []
-    return up_to_date(run, draw(run, round(run.config.replay.ratio * fresh), iteration))
-
-
-def draw(run: "Run", count: int, iteration: int, *, earlier_only: bool = False) -> list[Group]:
-    """Groups from the store, but none of this iteration, and of earlier tasks alone where that is asked for."""
-    only_earlier = earlier_only or run.config.replay.source == "earlier"
-    return run.replay.draw(
-        count,
-        iteration=iteration,
-        policy_version=run.state.policy_version,
-        exclude_iteration=iteration,
-        exclude_tasks=(run.state.task,) if only_earlier else (),
-    )
-
-
-def up_to_date(run: "Run", groups: Sequence[Group]) -> list[Group]:
-    """The same groups, without the reference log-probabilities that are of an earlier reference."""
-    since = run.state.reference_since
-    return [
-        group
-        if group.iteration >= since
-        else replace(group, experiences=tuple(replace(e, reference_logprobs=None) for e in group.experiences))
-        for group in groups
-    ]

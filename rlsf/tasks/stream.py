@@ -61,6 +61,8 @@ class Part:
 
     task: Task
     prompts: list[Prompt]
+    label: str = ""
+    """Task that the store knows replayed prompts under; empty for those of the stream."""
 
 
 class Stream:

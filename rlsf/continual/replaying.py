@@ -1,0 +1,148 @@
+"""What a run puts into the replay store, and what comes back from it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlsf.algorithms.samples import token_pair
+from rlsf.errors import TrainingError
+from rlsf.experience import Group
+from rlsf.forward import TokenPair
+from rlsf.preferences import opinions, reward_of
+from rlsf.scoring import Answered, make_groups, score_rollouts
+from rlsf.tasks import Part
+
+if TYPE_CHECKING:
+    from rlsf.run import Run
+
+
+def stream_parts(run: "Run", iteration: int) -> list[Part]:
+    """The stream's prompts of an iteration; with a curriculum, more of those that lie in clusters which fail."""
+    parts = run.stream.batch(iteration)
+    if run.population is None:
+        return parts
+    return [
+        replace(
+            part,
+            prompts=run.population.choose(
+                part.task.train, len(part.prompts), run.seed("curriculum", iteration, part.task.name)
+            )
+            or part.prompts,
+        )
+        for part in parts
+    ]
+
+
+def remember(run: "Run", groups: Sequence[Group], iteration: int) -> dict[str, float]:
+    """Put an iteration's groups into the store, with their clusters where the run keeps any; returns their metrics."""
+    population = run.population
+    if population is None:
+        run.replay.add(groups, iteration=iteration)
+        return {}
+    embeddings = population.embed(groups)
+    clusters = population.assign(embeddings)
+    run.replay.add(groups, iteration=iteration, clusters=clusters, embeddings=embeddings)
+    population.observe(groups, clusters)
+    if population.is_fit_due(iteration):
+        run.replay.set_clusters(population.fit(*run.replay.embeddings(), iteration), iteration=iteration)
+    return population.metrics()
+
+
+def rehearsed(run: "Run", iteration: int) -> list[TokenPair]:
+    """What a warm start learns besides its labels, so that it does not cost the earlier tasks: `replay.ratio` times as
+    many of the policy's own best answers to prompts from the store. No label is needed: the reward says which answer
+    is the best. In the mode `prompts` they are answered anew."""
+    assert run.config.warm_start is not None
+    count = round(run.config.replay.ratio * run.config.warm_start.examples)
+    if run.config.replay.mode == "samples":
+        return best_answers(draw(run, count, iteration, earlier_only=True))
+    found = []
+    for number, part in enumerate(replayed_prompts(run, iteration, count), start=1):
+        rollouts = run.generate(part, number, iteration)
+        scored = score_rollouts(run, part.task, part.prompts, rollouts, iteration)
+        answered = Answered(part, rollouts, scored)
+        found += best_answers(make_groups(run, answered, iteration))
+    return found
+
+
+def best_answers(groups: Sequence[Group]) -> list[TokenPair]:
+    """Of each group with different rewards, or with the best reward that any group has, the first of the best."""
+    known = [opinions(group) for group in groups]
+    values = [[reward_of(e) for e in members] for members in known]
+    highest = max((value for row in values for value in row), default=0.0)
+    return [
+        token_pair(members[int(np.argmax(row))])
+        for members, row in zip(known, values, strict=True)
+        if row and (max(row) > min(row) or max(row) == highest)
+    ]
+
+
+def earlier_groups(run: "Run", groups: Sequence[Group]) -> frozenset[str]:
+    """Ids of those that are of a task that came before the current one."""
+    before = {*run.state.tasks} - {run.state.task}
+    return frozenset(group.id for group in groups if group.task in before)
+
+
+def replayed_prompts(run: "Run", iteration: int, count: int) -> list[Part]:
+    """Up to `count` prompts from the store for the policy to answer anew, by task; none in the mode `samples`.
+
+    Raises:
+        TrainingError: one of them is of no task of this run, so that nothing knows how to answer or to grade it.
+    """
+    if run.config.replay.mode != "prompts":
+        return []
+    groups = draw(run, count, iteration)
+    parts: dict[tuple[str, str], Part] = {}
+    for group in groups:
+        task = run.tasks.get(group.prompt.task)
+        if task is None:
+            raise TrainingError(
+                f"replay.mode: the replay store holds a prompt of task {group.prompt.task!r}, which is none of this "
+                f"run's ({', '.join(run.tasks)}); add the task, or replay samples"
+            )
+        prompt = run.training_prompts.get(group.prompt.id, group.prompt)  # with its labels, where there are any
+        part = parts.setdefault((task.name, group.task), Part(task, [], group.task))
+        if prompt not in part.prompts:
+            part.prompts.append(prompt)
+    return list(parts.values())
+
+
+def replayed_samples(run: "Run", fresh: int, iteration: int) -> list[Group]:
+    """Groups from the store to be learned from as they are; none in the mode `prompts`."""
+    if run.config.replay.mode != "samples":
+        return []
+    return up_to_date(run, draw(run, round(run.config.replay.ratio * fresh), iteration))
+
+
+def draw(run: "Run", count: int, iteration: int, *, earlier_only: bool = False) -> list[Group]:
+    """Groups from the store, but none of this iteration, and of earlier tasks alone where that is asked for."""
+    only_earlier = earlier_only or run.config.replay.source == "earlier"
+    return run.replay.draw(
+        count,
+        iteration=iteration,
+        policy_version=run.state.policy_version,
+        exclude_iteration=iteration,
+        exclude_tasks=(run.state.task,) if only_earlier else (),
+        shares=_shares(run),
+    )
+
+
+def _shares(run: "Run") -> Mapping[str | int, float] | None:
+    """Of the clusters, where a curriculum sets them."""
+    if run.population is None or run.config.replay.draw.kind != "per_cluster":
+        return None
+    shares = run.population.replay_shares()
+    return None if shares is None else dict(shares.items())
+
+
+def up_to_date(run: "Run", groups: Sequence[Group]) -> list[Group]:
+    """The same groups, without the reference log-probabilities that are of an earlier reference."""
+    since = run.state.reference_since
+    return [
+        group
+        if group.iteration >= since
+        else replace(group, experiences=tuple(replace(e, reference_logprobs=None) for e in group.experiences))
+        for group in groups
+    ]
