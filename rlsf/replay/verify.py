@@ -69,7 +69,7 @@ def verify(
             return found
         try:
             found.problems += _integrity(source.connection)
-            examination = Examination(source.connection)
+            examination = Examination(source.connection, source.leaves)
             found.tables = examination.tables
             if output is None:
                 found.stored = sum(whole.row.slot is not None for whole in examination.groups())
