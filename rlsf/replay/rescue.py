@@ -76,7 +76,7 @@ def _header_problems(path: Path, log: Log) -> list[str]:
     if not size:
         return [f"{path.name}: the file is empty"]
     head = _bytes_at(path, 0, 100)
-    newest = head if 1 not in log.offsets else _bytes_at(path.with_name(LOG_NAME), log.offsets[1], 100)
+    newest = _newest_header(path, log)
     problems = []
     # Even where the log has a newer first page, SQLite looks for the size of a page in the file.
     if not head.startswith(HEADER[0]) or any(newest[at : at + len(data)] != data for at, data in HEADER.items()):
@@ -88,6 +88,17 @@ def _header_problems(path: Path, log: Log) -> list[str]:
         if head[24:28] != head[92:96] or pages != size // PAGE_SIZE:
             problems.append(f"{path.name}: it has {size // PAGE_SIZE:,} pages and should have {pages:,}")
     return problems
+
+
+def schema_version(path: Path) -> int:
+    """What the header says, as of the last change; 0 where there is none."""
+    return int.from_bytes(_newest_header(path, read_log(path.with_name(LOG_NAME)))[60:64], "big")
+
+
+def _newest_header(path: Path, log: Log) -> bytes:
+    if 1 in log.offsets:
+        return _bytes_at(path.with_name(LOG_NAME), log.offsets[1], 100)
+    return _bytes_at(path, 0, 100)
 
 
 def _bytes_at(path: Path, offset: int, length: int) -> bytes:
