@@ -5,10 +5,19 @@ import threading
 
 import pytest
 
-from rlsf.config.schema import PrioritizedDraw, ReplayConfig
+from rlsf.config.schema import (
+    PerClusterDraw,
+    PerTaskDraw,
+    PrioritizedDraw,
+    RecencyDraw,
+    ReplayConfig,
+    SuccessDraw,
+    UniformDraw,
+)
 from rlsf.errors import RunDirError
 from rlsf.replay import ReplayReader, ReplayStore
 from rlsf.replay.tables import FILE_NAME, blob_checksum, row_checksum
+from rlsf.replay.verify import verify
 from tests.replay_groups import make_group, play_iteration
 
 SEED = 7
@@ -68,6 +77,19 @@ def test_a_stale_group_stays_out_when_its_priority_changes_and_its_slot_is_free_
         assert store.draw(1, iteration=1, policy_version=5) == []
         store.add([make_group("new", version=5)], iteration=1)
         assert ids(store.draw(1, iteration=1, policy_version=5)) == ["new"]
+
+
+@pytest.mark.parametrize(
+    "draw", [UniformDraw(), RecencyDraw(), PerTaskDraw(), PerClusterDraw(), SuccessDraw(), PrioritizedDraw()]
+)
+def test_one_task_stores_smaller_than_the_draw_and_empty_ones(tmp_path, draw):
+    with open_store(tmp_path, draw=draw, max_staleness=3) as store:
+        assert store.draw(3, iteration=1, policy_version=0) == []
+        store.add([make_group(f"g{i}", priority=2.0) for i in range(3)], iteration=1)
+        assert store.draw(0, iteration=1, policy_version=0) == []
+        assert sorted(ids(store.draw(9, iteration=1, policy_version=0))) == ["g0", "g1", "g2"]
+        assert store.draw(9, iteration=1, policy_version=0, exclude_tasks={"sums"}) == []
+        assert store.draw(9, iteration=1, policy_version=4) == []  # all too old
 
 
 def test_a_second_draw_in_an_iteration_draws_anew_and_both_are_reproducible(tmp_path):
@@ -375,6 +397,11 @@ def test_a_store_of_another_version_is_refused(tmp_path):
     with sqlite3.connect(tmp_path / FILE_NAME) as connection:
         connection.execute("PRAGMA user_version = 99")
     both_ways(tmp_path, "schema version 99, and this rlsf reads version 2")
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    both_ways(tmp_path, "schema version 1, and this rlsf reads version 2: use the rlsf that wrote it")
+    with pytest.raises(RunDirError, match="schema version 1, and this rlsf reads version 2"):
+        verify(tmp_path)
 
 
 def test_a_damaged_file_is_said_to_be_damaged(tmp_path):

@@ -1,13 +1,14 @@
 """Every row of a store that may be damaged, one by one: what is whole, and what is not."""
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlsf.errors import RunDirError
 from rlsf.experience import Group
 from rlsf.replay.codec import decode
+from rlsf.replay.leaves import Leaves
 from rlsf.replay.reader import GroupRow, Progress
 from rlsf.replay.tables import COLUMNS, blob_checksum, listed, row_checksum
 
@@ -43,8 +44,9 @@ class Examination:
         slots: those of the rows that are whole.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, leaves: Callable[[], Leaves] | None = None) -> None:
         self._connection = connection
+        self._leaves = leaves
         self.tables = {
             name: TableReport()
             for name in ("settings", "progress", "groups", "payloads", "rollouts", "embeddings", "journal")
@@ -83,8 +85,6 @@ class Examination:
         payload = self._blob("payloads", row)
         embedding = self._blob("embeddings", row)
         if payload is None:
-            if not self.tables["payloads"].damaged or self.tables["payloads"].damaged[-1] != row.id:
-                self.tables["payloads"].damaged.append(row.id)  # it is gone
             return None
         try:
             group = decode(
@@ -101,14 +101,17 @@ class Examination:
             found = self._connection.execute(f"SELECT data, checksum FROM {table} WHERE seq = ?", (row.seq,)).fetchone()
         except sqlite3.Error:
             found = (None, 0)
-        if found is None:
+        if found is None and table == "embeddings":  # not every group has one
             return None
-        data, checksum = found
-        if not isinstance(data, bytes) or blob_checksum(row.id, data) != checksum:
-            self.tables[table].damaged.append(row.id)
-            return None
-        self.tables[table].whole += 1
-        return data
+        candidates = [found or (None, 0)]
+        if table == "payloads" and not _is_whole(row.id, *candidates[0]) and self._leaves is not None:
+            candidates += self._leaves().payloads(row.seq)
+        for data, checksum in candidates:
+            if _is_whole(row.id, data, checksum):
+                self.tables[table].whole += 1
+                return data
+        self.tables[table].damaged.append(row.id)
+        return None
 
     def _check_rollouts(self, row: GroupRow, group: Group) -> None:
         """They repeat what the payload says: damage here loses nothing."""
@@ -150,6 +153,8 @@ class Examination:
                 ).fetchall()
             except sqlite3.Error as error:
                 found = list(self._search(select, key, last + 1, last + CHUNK))
+                if self._leaves is not None and select.endswith(" FROM groups"):
+                    found = self._with_leaves(found, range(last + 1, last + CHUNK + 1))
                 yield from found
                 last += CHUNK
                 unreadable.append(f"{key} {last - CHUNK + 1:,} to {last:,}: only {len(found):,} found ({error})")
@@ -160,6 +165,13 @@ class Examination:
             if len(rows) < CHUNK:
                 return
             last = rows[-1][0] if rows[-1][0] > last else last + CHUNK  # damaged keys may run backwards
+
+    def _with_leaves(self, found: list[Any], seqs: range) -> list[Any]:
+        """Rows of groups, with those that no way leads to."""
+        assert self._leaves is not None
+        leaves, known = self._leaves().groups, {row[0] for row in found}
+        more = [(seq, *leaves[seq]) for seq in seqs if seq in leaves and seq not in known]
+        return sorted([*found, *more], key=lambda row: row[0])
 
     def _unsplit(self, select: str, key: str, rows: list[Any]) -> Iterator[Sequence[Any]]:
         """Where a key has several rows (the journal), those of the last one may go on in the next chunk."""
@@ -196,3 +208,7 @@ class Examination:
             except sqlite3.Error:
                 continue
         return min(max(known, default=0), FAR)
+
+
+def _is_whole(group_id: str, data: Any, checksum: Any) -> bool:
+    return isinstance(data, bytes) and blob_checksum(group_id, data) == checksum

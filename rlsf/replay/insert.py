@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlsf.experience import Group
+from rlsf.replay.codec import check_group, encode
 from rlsf.replay.index import Entry
-from rlsf.replay.keep import Standing
+from rlsf.replay.keep import Keep, Standing, mean_reward, standing
 from rlsf.replay.tables import blob_checksum
 
 
@@ -30,6 +31,48 @@ class Newcomer:
         return Entry(
             slot, group.iteration, group.policy_version, group.priority, group.task, self.cluster, self.success
         )
+
+
+def make_newcomers(
+    groups: Sequence[Group],
+    clusters: Mapping[str, int],
+    embeddings: Mapping[str, np.ndarray],
+    *,
+    first: int,
+    keep: Keep,
+    seed: int,
+) -> list[Newcomer]:
+    """The groups of a batch, numbered from `first`, and where each stands.
+
+    Raises:
+        ValueError: a group breaks its contract, is twice in the batch, or holds something that is no JSON; a cluster is
+            no integer, or a cluster or an embedding is of a group that is not in the batch; the message names it.
+    """
+    check_clusters(clusters)
+    ids: set[str] = set()
+    newcomers: list[Newcomer] = []
+    for seq, group in enumerate(groups, start=first):
+        check_group(group)
+        if group.id in ids:
+            raise ValueError(f"group {group.id!r} is twice in the batch")
+        ids.add(group.id)
+        cluster = None if group.id not in clusters else int(clusters[group.id])
+        newcomers.append(
+            Newcomer(
+                seq=seq,
+                group=group,
+                payload=encode(group),
+                standing=standing(keep, seq=seq, group=group, cluster=cluster, seed=seed),
+                success=mean_reward(group.rewards),
+                cluster=cluster,
+                embedding=embeddings.get(group.id),
+            )
+        )
+    for name, given in (("cluster", clusters), ("embedding", embeddings)):
+        unknown = sorted(given.keys() - ids)
+        if unknown:
+            raise ValueError(f"there is a {name} of group {unknown[0]!r}, which is not in the batch")
+    return newcomers
 
 
 def check_clusters(clusters: Mapping[str, int]) -> None:

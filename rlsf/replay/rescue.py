@@ -3,10 +3,13 @@
 import shutil
 import sqlite3
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from rlsf.replay.database import Database, as_text
+from rlsf.replay.leaves import Leaves
 from rlsf.replay.log import PAGE_SIZE, Log, read_log
 from rlsf.replay.tables import APPLICATION_ID, FILE_NAME, SCHEMA_VERSION, statements
 
@@ -30,6 +33,8 @@ class Source:
     """None where nothing can be read."""
     problems: list[str]
     """Of the file as a whole."""
+    leaves: Callable[[], Leaves] | None = None
+    """Reads all pages, for rows that SQLite does not find."""
 
 
 def open_source(directory: Path, workspace: Path) -> Source:
@@ -44,17 +49,24 @@ def open_source(directory: Path, workspace: Path) -> Source:
     problems = [*_header_problems(path, log), *log.problems]
     if not path.stat().st_size:
         return Source(None, problems)
+    copy = workspace / "copy.sqlite"
+
+    @cache
+    def leaves() -> Leaves:
+        if not copy.exists():
+            _copy(path, copy, log)
+        return Leaves(copy)
+
     if not problems or problems == log.problems:
         connection = _opened(path, directory, problems)
         if connection is not None:
-            return Source(connection, problems)
-    copy = workspace / "copy.sqlite"
+            return Source(connection, problems, leaves)
     _copy(path, copy, log)
     for mend in (_mend_header, _mend_schema):
         mend(copy, workspace)
         connection = _opened(copy, None, problems)
         if connection is not None:
-            return Source(connection, problems)
+            return Source(connection, problems, leaves)
     problems.append("nothing can be read: too much of the file is damaged")
     return Source(None, problems)
 
@@ -64,7 +76,7 @@ def _header_problems(path: Path, log: Log) -> list[str]:
     if not size:
         return [f"{path.name}: the file is empty"]
     head = _bytes_at(path, 0, 100)
-    newest = head if 1 not in log.offsets else _bytes_at(path.with_name(LOG_NAME), log.offsets[1], 100)
+    newest = _newest_header(path, log)
     problems = []
     # Even where the log has a newer first page, SQLite looks for the size of a page in the file.
     if not head.startswith(HEADER[0]) or any(newest[at : at + len(data)] != data for at, data in HEADER.items()):
@@ -76,6 +88,17 @@ def _header_problems(path: Path, log: Log) -> list[str]:
         if head[24:28] != head[92:96] or pages != size // PAGE_SIZE:
             problems.append(f"{path.name}: it has {size // PAGE_SIZE:,} pages and should have {pages:,}")
     return problems
+
+
+def schema_version(path: Path) -> int:
+    """What the header says, as of the last change; 0 where there is none."""
+    return int.from_bytes(_newest_header(path, read_log(path.with_name(LOG_NAME)))[60:64], "big")
+
+
+def _newest_header(path: Path, log: Log) -> bytes:
+    if 1 in log.offsets:
+        return _bytes_at(path.with_name(LOG_NAME), log.offsets[1], 100)
+    return _bytes_at(path, 0, 100)
 
 
 def _bytes_at(path: Path, offset: int, length: int) -> bytes:

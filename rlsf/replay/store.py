@@ -17,12 +17,12 @@ from rlsf.config.schema import ReplayConfig
 from rlsf.errors import RunDirError
 from rlsf.experience import Group
 from rlsf.replay import journal
-from rlsf.replay.codec import check_group, check_priority, encode
+from rlsf.replay.codec import check_priority
 from rlsf.replay.database import Database
 from rlsf.replay.draw import Shares
 from rlsf.replay.index import DrawIndex, Entry
-from rlsf.replay.insert import Newcomer, check_clusters, check_embeddings, insert
-from rlsf.replay.keep import Keeper, Standing, class_of, mean_reward, standing
+from rlsf.replay.insert import check_clusters, check_embeddings, insert, make_newcomers
+from rlsf.replay.keep import Keeper, Standing, class_of
 from rlsf.replay.reader import GROUP_COLUMNS, ReplayReader
 
 DRAW_STREAM = 2
@@ -94,7 +94,9 @@ class ReplayStore(ReplayReader):
                 names it. `iteration` lies before the last one. Nothing is added then.
             RunDirError: the disk is full, or the like. Nothing is added then.
         """
-        newcomers = self._newcomers(groups, clusters or {}, embeddings or {})
+        newcomers = make_newcomers(
+            groups, clusters or {}, embeddings or {}, first=self._seen + 1, keep=self.keep, seed=self.seed
+        )
         keeper = self._keeper.copy()
         entries: list[Entry] = []
         with self._write(iteration) as connection:
@@ -301,36 +303,6 @@ class ReplayStore(ReplayReader):
                 raise self._db.damage(f"a row of the table groups ({error})") from error
             self._data_version = _data_version(connection)
 
-    def _newcomers(
-        self, groups: Sequence[Group], clusters: Mapping[str, int], embeddings: Mapping[str, np.ndarray]
-    ) -> list[Newcomer]:
-        """Raises ValueError as `add` does."""
-        ids: set[str] = set()
-        newcomers: list[Newcomer] = []
-        check_clusters(clusters)
-        for seq, group in enumerate(groups, start=self._seen + 1):
-            check_group(group)
-            if group.id in ids:
-                raise ValueError(f"group {group.id!r} is twice in the batch")
-            ids.add(group.id)
-            cluster = None if group.id not in clusters else int(clusters[group.id])
-            newcomers.append(
-                Newcomer(
-                    seq=seq,
-                    group=group,
-                    payload=encode(group),
-                    standing=standing(self.keep, seq=seq, group=group, cluster=cluster, seed=self.seed),
-                    success=mean_reward(group.rewards),
-                    cluster=cluster,
-                    embedding=embeddings.get(group.id),
-                )
-            )
-        for name, given in (("cluster", clusters), ("embedding", embeddings)):
-            unknown = sorted(given.keys() - ids)
-            if unknown:
-                raise ValueError(f"there is a {name} of group {unknown[0]!r}, which is not in the batch")
-        return newcomers
-
     def _make_room(
         self, connection: sqlite3.Connection, keeper: Keeper, newcomer: Standing, iteration: int
     ) -> int | None:
@@ -347,6 +319,8 @@ class ReplayStore(ReplayReader):
         if keep_class == newcomer.keep_class and (lowest is None or newcomer.rank < lowest[0]):
             keeper.let_go(newcomer)
             return None
+        if lowest is None:
+            raise self._db.damage("the index of ranks")
         rank, seq, slot = lowest
         journal.evict(connection, seq, iteration)
         keeper.leave(keep_class)

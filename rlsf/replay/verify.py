@@ -16,7 +16,7 @@ from rlsf.config.load import load_config
 from rlsf.errors import RunDirError
 from rlsf.replay.database import Database
 from rlsf.replay.examine import Examination, TableReport
-from rlsf.replay.rescue import open_source
+from rlsf.replay.rescue import open_source, schema_version
 from rlsf.replay.salvage import Fallback, salvage
 from rlsf.replay.show import visible
 from rlsf.replay.tables import FILE_NAME
@@ -61,7 +61,8 @@ def verify(
     path = directory / FILE_NAME
     if not path.exists():
         raise RunDirError(f"there is no replay store in {directory}: {FILE_NAME} is missing")
-    _check_version(path)
+    if schema_version(path) == 1:  # another rlsf can read it; no single bit that flips looks like that
+        Database(directory, "read").check_schema()
     with TemporaryDirectory() as workspace:
         source = open_source(directory, Path(workspace))
         found = Verification(path, source.problems)
@@ -69,7 +70,7 @@ def verify(
             return found
         try:
             found.problems += _integrity(source.connection)
-            examination = Examination(source.connection)
+            examination = Examination(source.connection, source.leaves)
             found.tables = examination.tables
             if output is None:
                 found.stored = sum(whole.row.slot is not None for whole in examination.groups())
@@ -116,14 +117,6 @@ def _settings_of(run: RunDir) -> Fallback:
     return Fallback(config.replay.capacity, config.replay.keep, derive_seed(config.seed, "replay"))
 
 
-def _check_version(path: Path) -> None:
-    """Raises RunDirError where another rlsf wrote it, which can read it; damage of a bit cannot look like that."""
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head[60:64] == b"\0\0\0\1":
-        Database(path.parent, "read").check_schema()
-
-
 def _integrity(connection: sqlite3.Connection) -> list[str]:
     try:
         rows = [row[0] for row in connection.execute("PRAGMA integrity_check(100)")]
@@ -138,7 +131,7 @@ def _inconsistencies(examination: Examination, stored: int, journal: list[tuple]
     """Between rows that are whole one by one."""
     problems = []
     slots = examination.slots
-    if sorted(slots) != list(range(len(slots))) and stored == len(slots):
+    if sorted(slots) != list(range(len(slots))) and not examination.tables["groups"].damaged:
         problems.append("slots are not numbered without a gap: groups are lost")
     if not examination.progress and (examination.seqs or journal):
         problems.append("the counters are gone")
