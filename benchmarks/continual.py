@@ -1,0 +1,203 @@
+"""Strategies against forgetting, side by side, on a stream of tasks that get in each other's way.
+
+    python -m benchmarks.continual --jobs 2                  # what is not measured yet
+    python -m benchmarks.continual --report                  # the table of what is
+
+Four questions about the same pairs of numbers (`benchmarks.rewordings`), one after the other, on the lab model: each
+begins with a warm start on 256 labels and goes on with 15 iterations of GRPO. `verifier` rewards right answers,
+`majority` those that most of the group agree on, without a label. Order A is sum, larger, flip, second; order B is
+second, flip, larger, sum. `joint` warm-starts on the labels of all four tasks and trains on all of them in as many
+iterations; `frozen` never takes a step. Test prompts are the same in every cell of a seed; intervals are Student's t
+over seeds, of ratios and differences paired by seed.
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cells import CONFIGS, ROOT, RUNS, Cell, measure_all, read, row_over_seeds
+from benchmarks.results import Row, merged, write_results
+from benchmarks.rewordings import QUESTIONS, write_tasks
+from rlsf.figures import save_figure
+
+FIGURE = ROOT / "docs" / "figures" / "continual.svg"
+DISTILL = "continual.distill={coef: 1.0, groups: 32}"
+METHODS: dict[str, tuple[str, ...]] = {
+    "sequential": (),
+    "replay_samples": ("replay.ratio=1",),
+    "replay_prompts": ("replay.ratio=1", "replay.mode=prompts"),
+    "kl": ("algorithm.kl_coef=0.1", "continual.reference=last_task"),
+    "l2": ("continual.l2={coef: 0.1}",),
+    "ewc": ("continual.ewc={coef: 1.0}",),
+    "orthogonal": ("continual.orthogonal={rank: 4, coef: 0.5}",),
+    "distill": (DISTILL,),
+    "merge": ("continual.adapters={use: merge}",),
+    "own": ("continual.adapters={use: own}",),
+    "best": ("replay.ratio=2", DISTILL),
+    "joint": ("stream.kind=joint", "warm_start.tasks=all", "warm_start.steps=320"),
+    "frozen": ("warm_start=null", "algorithm.learning_rate=0", "loop.iterations=4"),
+}
+UNORDERED = ("joint", "frozen")
+"""Where the order of the tasks plays no part."""
+ORDERS = {"A": tuple(QUESTIONS), "B": tuple(reversed(QUESTIONS))}
+REWARDS = ("verifier", "majority")
+SEEDS = (1, 2, 3, 4, 5)
+METRICS = ("ACC", "BWT", "FWT", "forgetting")
+
+
+def cell_of(reward: str, order: str, method: str, seed: int) -> Cell:
+    ordered = () if method in UNORDERED else (f"stream.order=[{', '.join(ORDERS[order])}]",)
+    name = f"{reward}-{method}-seed{seed}" if method in UNORDERED else f"{reward}-{order}-{method}-seed{seed}"
+    changes = (*ordered, *METHODS[method], f"reward={{kind: {reward}}}", f"seed={seed}")
+    return Cell("continual", name, CONFIGS / "continual_lab.yaml", changes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rewards", nargs="+", choices=REWARDS, default=list(REWARDS))
+    parser.add_argument("--orders", nargs="+", choices=list(ORDERS), default=list(ORDERS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--again", action="store_true", help="measure the named cells anew")
+    parser.add_argument("--report", action="store_true", help="measure nothing")
+    arguments = parser.parse_args()
+    if not arguments.report:
+        write_tasks(RUNS / "continual" / "data")
+        wanted = [
+            cell_of(reward, order, method, seed)
+            for reward in arguments.rewards
+            for order in arguments.orders
+            for seed in arguments.seeds
+            for method in arguments.methods
+        ]
+        measure_all(list({cell.path: cell for cell in wanted}.values()), again=arguments.again, jobs=arguments.jobs)
+    report()
+
+
+Found = dict[int, dict[str, Any]]
+"""Summaries by seed."""
+
+
+def report() -> None:
+    """Table, figure and results/continual.json of every cell that has been measured."""
+    rows: list[Row] = []
+    panels: dict[str, dict[str, dict[str, Row]]] = {}
+    summaries: list[dict[str, Any]] = []
+    for reward in REWARDS:
+        for order in ORDERS:
+            found = {method: _found(reward, order, method) for method in METHODS}
+            if not any(found.values()):
+                continue
+            figures = {method: _figures(by_seed, found["joint"]) for method, by_seed in found.items() if by_seed}
+            title = f"{reward}, order {order}"
+            panels[title] = figures
+            rows += [_named(f"{title}, {m}: {name}", row) for m, by in figures.items() for name, row in by.items()]
+            summaries += [summary for by_seed in found.values() for summary in by_seed.values()]
+            Console().print(_table(title, figures))
+    plot(panels)
+    measured = merged([{key: summary[key] for key in ("versions", "commit", "machine")} for summary in summaries])
+    print(f"written to {write_results('continual', rows, measured)}")
+
+
+def _found(reward: str, order: str, method: str) -> Found:
+    cells = {seed: cell_of(reward, order, method, seed) for seed in range(1, 21)}
+    return {seed: read(cell)["summary"] for seed, cell in cells.items() if cell.path.exists()}
+
+
+def _figures(found: Found, joint: Found) -> dict[str, Row]:
+    """Each metric over seeds, and what is reached of joint training's accuracy."""
+    figures = {}
+    for name in METRICS:
+        values = {seed: _metric(summary, name) for seed, summary in found.items()}
+        known = {seed: value for seed, value in values.items() if value is not None}
+        if known:
+            figures[name] = row_over_seeds(name, known)
+    ratios = {seed: _of(summary, "ACC") / _of(joint[seed], "ACC") for seed, summary in found.items() if seed in joint}
+    if ratios:
+        figures["share of joint ACC"] = row_over_seeds("share of joint ACC", ratios, "ratio")
+    minutes = {seed: sum(summary["seconds"].values()) / 60 for seed, summary in found.items()}
+    figures["minutes"] = row_over_seeds("minutes", minutes, "minutes")
+    return figures
+
+
+def _metric(summary: Mapping[str, Any], name: str) -> float | None:
+    estimate = summary["continual"]["metrics"][name]
+    return None if estimate is None else float(estimate["value"])
+
+
+def _of(summary: Mapping[str, Any], name: str) -> float:
+    value = _metric(summary, name)
+    assert value is not None, f"{name} is defined for every stream"
+    return value
+
+
+def _named(name: str, row: Row) -> Row:
+    return Row(name, row.value, row.unit, row.low, row.high, row.n, row.seeds)
+
+
+def _table(title: str, figures: Mapping[str, Mapping[str, Row]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    names = (*METRICS, "share of joint ACC", "minutes")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for method, by_name in figures.items():
+        seeds = next(iter(by_name.values())).n
+        table.add_row(f"{method} ({seeds})", *[_cell(by_name.get(name)) for name in names])
+    return table
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    if row.low is None or row.high is None or row.unit == "minutes":
+        return f"{row.value:.3f}" if row.unit != "minutes" else f"{row.value:.1f}"
+    return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+
+
+def plot(panels: Mapping[str, Mapping[str, Mapping[str, Row]]]) -> None:
+    """Accuracy against backward transfer, a point per method, with intervals."""
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, grid = plt.subplots(lines, columns, figsize=(5.6 * columns, 4.2 * lines), squeeze=False, sharex=True)
+    for axes, (title, figures) in zip(grid.flat, panels.items(), strict=False):
+        colours = plt.get_cmap("tab20")(np.linspace(0, 1, len(METHODS)))
+        for colour, method in zip(colours, METHODS, strict=True):
+            found = figures.get(method, {})
+            if "BWT" in found:
+                axes.errorbar(
+                    found["BWT"].value,
+                    found["ACC"].value,
+                    xerr=_half(found["BWT"]),
+                    yerr=_half(found["ACC"]),
+                    fmt="o",
+                    color=colour,
+                    label=method,
+                    markersize=5,
+                )
+        for method, style in (("joint", "-"), ("frozen", ":")):
+            if method in figures:
+                axes.axhline(figures[method]["ACC"].value, color="black", linestyle=style, linewidth=1, label=method)
+        axes.axvline(0, color="grey", linewidth=0.5)
+        axes.set(title=title, xlabel="backward transfer (BWT)", ylabel="average accuracy at the end (ACC)")
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    grid.flat[0].legend(fontsize=7, loc="best")
+    save_figure(figure, FIGURE)
+    plt.close(figure)
+
+
+def _half(row: Row) -> float:
+    return 0.0 if row.high is None else row.high - row.value
+
+
+if __name__ == "__main__":
+    main()
