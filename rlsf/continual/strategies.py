@@ -93,7 +93,7 @@ class Strategies(Additions):
         for name, penalty in (("l2", self._l2), ("ewc", self._ewc), ("orthogonal", self._blocks)):
             value = penalty() if penalty is not None else None
             if value is not None:
-                self._values[f"continual/{name}"] = float(value)
+                self._values[f"continual/{name}"] = value.item()
                 yield value
         if self._distillation is not None:
             yield from self._distillation.penalties()
