@@ -7,7 +7,7 @@ Four questions about the same pairs of numbers (`benchmarks.rewordings`), one af
 begins with a warm start on 256 labels and goes on with 15 iterations of GRPO. `verifier` rewards right answers,
 `majority` those that most of the group agree on, without a label. Order A is sum, larger, flip, second; order B is
 second, flip, larger, sum. `joint` warm-starts on the labels of all four tasks and trains on all of them in as many
-iterations; `frozen` never takes a step. Test prompts are the same in every cell of a seed; intervals are Student's t
+iterations, `joint_large` with three times the prompts, as many as `best` answers; `frozen` never takes a step. Test prompts are the same in every cell of a seed; intervals are Student's t
 over seeds, of ratios and differences paired by seed.
 """
 
@@ -27,27 +27,29 @@ from benchmarks.rewordings import QUESTIONS, write_tasks
 from rlsf.figures import save_figure
 
 FIGURE = ROOT / "docs" / "figures" / "continual.svg"
-DISTILL = "continual.distill={coef: 1.0, groups: 32}"
+JOINT = ("stream.kind=joint", "warm_start.tasks=all", "warm_start.steps=320")
 METHODS: dict[str, tuple[str, ...]] = {
     "sequential": (),
     "replay_samples": ("replay.ratio=1",),
     "replay_prompts": ("replay.ratio=1", "replay.mode=prompts"),
     "kl": ("algorithm.kl_coef=0.1", "continual.reference=last_task"),
     "l2": ("continual.l2={coef: 0.1}",),
-    "ewc": ("continual.ewc={coef: 1.0}",),
-    "orthogonal": ("continual.orthogonal={rank: 4, coef: 0.5}",),
-    "distill": (DISTILL,),
-    "merge": ("continual.adapters={use: merge}",),
+    "ewc": ("continual.ewc={coef: 0.01}",),
+    "orthogonal": ("model.lora={r: 32, alpha: 64}", "continual.orthogonal={rank: 8, coef: 5}"),
+    "distill": ("continual.distill={coef: 1.0, groups: 16}",),
+    "merge": ("continual.adapters={use: merge, init: last, combination: ties}",),
     "own": ("continual.adapters={use: own}",),
-    "best": ("replay.ratio=2", DISTILL),
-    "joint": ("stream.kind=joint", "warm_start.tasks=all", "warm_start.steps=320"),
+    "best": ("replay.ratio=2", "replay.mode=prompts", "continual.distill={coef: 0.1, groups: 16}"),
+    "joint": JOINT,
+    "joint_large": (*JOINT, "loop.prompts=48"),
     "frozen": ("warm_start=null", "algorithm.learning_rate=0", "loop.iterations=4"),
 }
-UNORDERED = ("joint", "frozen")
+UNORDERED = ("joint", "joint_large", "frozen")
 """Where the order of the tasks plays no part."""
 ORDERS = {"A": tuple(QUESTIONS), "B": tuple(reversed(QUESTIONS))}
 REWARDS = ("verifier", "majority")
 SEEDS = (1, 2, 3, 4, 5)
+COST = "thousand tokens generated in training"
 METRICS = ("ACC", "BWT", "FWT", "forgetting")
 
 
@@ -122,8 +124,8 @@ def _figures(found: Found, joint: Found) -> dict[str, Row]:
     ratios = {seed: _of(summary, "ACC") / _of(joint[seed], "ACC") for seed, summary in found.items() if seed in joint}
     if ratios:
         figures["share of joint ACC"] = row_over_seeds("share of joint ACC", ratios, "ratio")
-    minutes = {seed: sum(summary["seconds"].values()) / 60 for seed, summary in found.items()}
-    figures["minutes"] = row_over_seeds("minutes", minutes, "minutes")
+    answers = {seed: summary["tokens"]["generate"] / 1000 for seed, summary in found.items()}
+    figures[COST] = row_over_seeds(COST, answers, "thousand")
     return figures
 
 
@@ -144,7 +146,7 @@ def _named(name: str, row: Row) -> Row:
 
 def _table(title: str, figures: Mapping[str, Mapping[str, Row]]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    names = (*METRICS, "share of joint ACC", "minutes")
+    names = (*METRICS, "share of joint ACC", COST)
     table.add_column("")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
@@ -157,8 +159,10 @@ def _table(title: str, figures: Mapping[str, Mapping[str, Row]]) -> Table:
 def _cell(row: Row | None) -> str:
     if row is None:
         return "–"
-    if row.low is None or row.high is None or row.unit == "minutes":
-        return f"{row.value:.3f}" if row.unit != "minutes" else f"{row.value:.1f}"
+    if row.unit == "thousand":
+        return f"{row.value:.0f}"
+    if row.low is None or row.high is None:
+        return f"{row.value:.3f}"
     return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
 
 
