@@ -7,8 +7,9 @@ Four questions about the same pairs of numbers (`benchmarks.rewordings`), one af
 begins with a warm start on 256 labels and goes on with 15 iterations of GRPO. `verifier` rewards right answers,
 `majority` those that most of the group agree on, without a label. Order A is sum, larger, flip, second; order B is
 second, flip, larger, sum. `joint` warm-starts on the labels of all four tasks and trains on all of them in as many
-iterations, `joint_large` with three times the prompts, as many as `best` answers; `frozen` never takes a step. Test prompts are the same in every cell of a seed; intervals are Student's t
-over seeds, of ratios and differences paired by seed.
+iterations, `joint_large` with three times the prompts, as many as `best` answers; `frozen` never takes a step. Test
+prompts are the same in every cell of a seed; intervals are Student's t over seeds, of ratios and differences paired by
+seed.
 """
 
 import argparse
