@@ -4,6 +4,7 @@ This is the page to read first. `rlsf.run.Run` holds the parts that are used her
 """
 
 from rlsf.continual.replaying import (
+    begin_with,
     draw,
     earlier_groups,
     remember,
@@ -63,6 +64,10 @@ def prepare(run: Run) -> None:
         with run.phase("preflight"):
             run.state.preflight = [preflight(run, task) for task in run.graded_tasks]
             show_preflight(run.state.preflight, run.display)
+    with run.phase("remember"):
+        imported = begin_with(run)
+        if imported:
+            run.display.say(f"the replay store begins with {imported} groups of {run.config.replay.begin_with}")
     with run.phase("evaluate"):
         metrics |= run.validate(0)
     run.record(0, run.first_task, [], metrics)

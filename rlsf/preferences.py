@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from rlsf.config.schema import DpoConfig
+from rlsf.config.algorithms import DpoConfig
 from rlsf.experience import Experience, Group
 
 

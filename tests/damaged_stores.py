@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlsf.config.schema import PrioritizedDraw, ReplayConfig
+from rlsf.config.replay import PrioritizedDraw, ReplayConfig
 from rlsf.errors import RunDirError
 from rlsf.experience import Group
 from rlsf.replay import ReplayReader, ReplayStore

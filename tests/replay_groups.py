@@ -7,14 +7,7 @@ from typing import Any
 import numpy as np
 
 from reward.types import Score
-from rlsf.config.schema import (
-    PerClusterDraw,
-    PerTaskDraw,
-    PrioritizedDraw,
-    RecencyDraw,
-    ReplayConfig,
-    SuccessDraw,
-)
+from rlsf.config.replay import PerClusterDraw, PerTaskDraw, PrioritizedDraw, RecencyDraw, ReplayConfig, SuccessDraw
 from rlsf.experience import Experience, Group
 from rlsf.replay import ReplayStore
 from rollouts.types import Prompt, Rollout, SamplingParams

@@ -14,7 +14,7 @@ from rlsf.algorithms import create_algorithm
 from rlsf.algorithms.diagnostics import TokenDiagnostics
 from rlsf.algorithms.samples import TokenTensors, minibatches
 from rlsf.algorithms.update import fail_with_batch
-from rlsf.config.schema import DpoConfig, GrpoConfig, PpoConfig
+from rlsf.config.algorithms import DpoConfig, GrpoConfig, PpoConfig
 from rlsf.errors import TrainingError
 from rlsf.forward import PaddedBatch
 from rlsf.policy import REFERENCE

@@ -10,7 +10,8 @@ from reward.types import Score
 from rlsf.algorithms import WarmStart
 from rlsf.algorithms.dpo import Dpo
 from rlsf.algorithms.grpo import Grpo, group_advantages
-from rlsf.config.schema import DpoConfig, GrpoConfig, WarmStartConfig
+from rlsf.config.algorithms import DpoConfig, GrpoConfig
+from rlsf.config.schema import WarmStartConfig
 from rlsf.errors import DataError, TrainingError
 from rlsf.preferences import make_pairs
 from tests.tiny_policy import EOS, make_groups, make_policy, perturb, share_of

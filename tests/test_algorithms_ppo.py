@@ -10,7 +10,7 @@ from rlsf.algorithms.critic import VALUE, clipped_value_errors
 from rlsf.algorithms.gae import AdaptiveKl, generalised_advantages, token_rewards, whiten
 from rlsf.algorithms.ppo import Ppo, explained_variance, token_kl
 from rlsf.algorithms.samples import with_reference
-from rlsf.config.schema import PpoConfig
+from rlsf.config.algorithms import PpoConfig
 from tests.tiny_policy import make_groups, make_policy, perturb, share_of
 
 

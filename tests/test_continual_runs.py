@@ -120,6 +120,27 @@ def test_where_the_task_is_hidden_the_store_is_not_told(tmp_path) -> None:
     assert labels == {"context-1", "context-2", "context-3"}
 
 
+def test_a_run_begins_with_what_an_earlier_one_remembers(tmp_path) -> None:
+    first = run(SEQUENTIAL, tmp_path / "first", "loop.iterations=3")
+    file = tmp_path / "buffer.parquet"
+    assert run_cli(["replay", "export", str(first), str(file)], tmp_path / "export.txt") == 0
+    settings = (f"replay.begin_with={file}", "replay.ratio=1", "continual.distill={groups: 2}", "algorithm.kl_coef=0.1")
+    second = run(SEQUENTIAL, tmp_path / "second", *settings, "seed=1", "loop.iterations=3")
+    with ReplayStore.open_read_only(second / "replay") as store:
+        groups = list(store.groups())
+        assert len(groups) == 12 + 12
+        imported = [group for group in groups if group.iteration == 0]
+        assert len(imported) == 12 and {group.policy_version for group in imported} == {0}
+        assert store.stats().drawn >= 12
+    metrics = list(read_jsonl(second / "metrics.jsonl"))
+    assert "train/replayed/ess" in metrics[1]  # before there is anything of its own to replay
+    missing = run_cli(
+        ["run", str(SEQUENTIAL), "--set", "replay.begin_with=nowhere.parquet", "--set", f"output_dir={tmp_path}"],
+        tmp_path / "missing.txt",
+    )
+    assert missing == 2 and "replay.begin_with: there is no nowhere.parquet" in (tmp_path / "missing.txt").read_text()
+
+
 EVERYTHING = (
     "continual={reference: last_task, l2: {}, ewc: {samples: 4}, distill: {groups: 2}, cppo: {}, transfer: {}, "
     "layers: {freeze: [0], importance: 1.0}, orthogonal: {rank: 4}}",

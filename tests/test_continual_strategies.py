@@ -13,7 +13,7 @@ from reward.types import Score
 from rlsf import forward
 from rlsf.algorithms.additions import Additions, PartWeights, SampleWeight
 from rlsf.algorithms.base import create_algorithm
-from rlsf.config.schema import DpoConfig, GrpoConfig, PpoConfig
+from rlsf.config.algorithms import DpoConfig, GrpoConfig, PpoConfig
 from rlsf.config.strategies import ContinualConfig, CppoConfig, EwcConfig, L2Config, LayersConfig, OrthogonalConfig
 from rlsf.continual.cppo import cppo_weights
 from rlsf.continual.fisher import fisher_diagonal

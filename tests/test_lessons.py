@@ -11,7 +11,9 @@ import pytest
 from reward.types import Lesson, Score
 from rlsf.algorithms.dpo import Dpo
 from rlsf.algorithms.grpo import Grpo
-from rlsf.config.schema import DpoConfig, GrpoConfig, LoraConfig, ModelConfig, ReplayConfig, TaskConfig
+from rlsf.config.algorithms import DpoConfig, GrpoConfig
+from rlsf.config.replay import ReplayConfig
+from rlsf.config.schema import LoraConfig, ModelConfig, TaskConfig
 from rlsf.errors import RunDirError
 from rlsf.experience import Experience, Group
 from rlsf.lessons import lesson_groups, write_targets

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlsf.config.schema import ReplayConfig
+from rlsf.config.replay import ReplayConfig
 from rlsf.errors import RunDirError
 from rlsf.replay import ReplayReader, ReplayStore
 from rlsf.replay.verify import verify

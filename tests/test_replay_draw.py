@@ -10,14 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from rlsf.config.schema import (
-    PerClusterDraw,
-    PerTaskDraw,
-    PrioritizedDraw,
-    RecencyDraw,
-    SuccessDraw,
-    UniformDraw,
-)
+from rlsf.config.replay import PerClusterDraw, PerTaskDraw, PrioritizedDraw, RecencyDraw, SuccessDraw, UniformDraw
 from rlsf.replay.draw import apportion, bucket_of
 from rlsf.replay.index import DrawIndex, Entry
 from rlsf.replay.trie import LEAF, LogSumTrie

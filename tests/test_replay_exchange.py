@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlsf.config.schema import ReplayConfig
+from rlsf.config.replay import ReplayConfig
 from rlsf.errors import DataError, RunDirError
 from rlsf.experience import Group
 from rlsf.replay import ReplayReader, ReplayStore

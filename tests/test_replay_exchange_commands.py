@@ -16,7 +16,7 @@ from filelock import FileLock
 from reward.types import NoQuestionFitsError, Score
 from rlsf.cli import main
 from rlsf.config.load import load_config
-from rlsf.config.schema import ReplayConfig
+from rlsf.config.replay import ReplayConfig
 from rlsf.experience import LESSON, Group
 from rlsf.offline.config import ScoreConfig
 from rlsf.replay import ReplayReader, ReplayStore

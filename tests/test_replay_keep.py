@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, kstest
 
-from rlsf.config.schema import ReplayConfig
+from rlsf.config.replay import ReplayConfig
 from rlsf.replay import ReplayStore
 from rlsf.replay.keep import Keeper, Standing, mean_reward, random_rank
 from tests.replay_groups import make_group

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlsf.config.schema import (
+from rlsf.config.replay import (
     PerClusterDraw,
     PerTaskDraw,
     PrioritizedDraw,

@@ -21,7 +21,7 @@ from rich.console import Console
 from reward.config import RewardConfig
 from reward.factory import make_reward
 from reward.types import Score
-from rlsf.config.schema import ReplayConfig
+from rlsf.config.replay import ReplayConfig
 from rlsf.errors import RunDirError
 from rlsf.experience import Experience, Group
 from rlsf.replay import ReplayReader, ReplayStore

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from rlsf.config.schema import ReplayConfig
+from rlsf.config.replay import ReplayConfig
 from rlsf.replay import ReplayStore
 from rlsf.replay.show import print_group, print_stats, visible
 from tests.replay_groups import make_group

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from rlsf.config.schema import (
+from rlsf.config.replay import (
     PerClusterDraw,
     PerTaskDraw,
     PrioritizedDraw,

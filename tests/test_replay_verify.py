@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlsf.cli import main
-from rlsf.config.schema import ReplayConfig
+from rlsf.config.replay import ReplayConfig
 from rlsf.errors import RunDirError
 from rlsf.replay import ReplayReader, ReplayStore
 from rlsf.replay.salvage import Fallback

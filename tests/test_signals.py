@@ -18,7 +18,8 @@ from reward.factory import make_reward
 from reward.numerals import canonical_number
 from reward.types import RewardError
 from rlsf.config.load import load_config
-from rlsf.config.schema import FileSource, ReplayConfig, TaskConfig
+from rlsf.config.replay import ReplayConfig
+from rlsf.config.schema import FileSource, TaskConfig
 from rlsf.evaluation.grading import Grader
 from rlsf.evaluation.statistics import Estimate
 from rlsf.offline.plot import plot_signals

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rlsf.algorithms.additions import NOTHING, Additions
-from rlsf.config.schema import AlgorithmConfig
+from rlsf.config.algorithms import AlgorithmConfig
 from rlsf.experience import Group
 
 if TYPE_CHECKING:

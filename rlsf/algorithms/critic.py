@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlsf import forward
 from rlsf.algorithms.samples import minibatches, token_pair
 from rlsf.algorithms.update import AdapterOptimizer, Step, fail_with_batch
-from rlsf.config.schema import PpoConfig
+from rlsf.config.algorithms import PpoConfig
 from rlsf.experience import Experience
 from rlsf.policy import Policy
 

@@ -30,7 +30,7 @@ from rlsf.algorithms.update import (
     seeded,
     step_metrics,
 )
-from rlsf.config.schema import DpoConfig
+from rlsf.config.algorithms import DpoConfig
 from rlsf.experience import Group
 from rlsf.forward import TokenPair, micro_batches
 from rlsf.policy import Policy, sampling_temperature

@@ -10,7 +10,7 @@ from rlsf.algorithms.base import UpdateResult
 from rlsf.algorithms.policy_gradient import PolicyGradient
 from rlsf.algorithms.samples import Sample, with_reference
 from rlsf.algorithms.update import load_state, refuse_bad_rewards, save_state, seeded
-from rlsf.config.schema import GrpoConfig
+from rlsf.config.algorithms import GrpoConfig
 from rlsf.experience import Experience, Group
 from rlsf.policy import Policy
 from rlsf.preferences import opinions, reward_of

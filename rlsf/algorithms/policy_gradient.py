@@ -12,7 +12,7 @@ from rlsf.algorithms.diagnostics import TokenDiagnostics
 from rlsf.algorithms.samples import Sample, TokenTensors, micro_batches, minibatches, parts, tensors, weighted
 from rlsf.algorithms.trl_overrides import PolicyGradientLoss
 from rlsf.algorithms.update import AdapterOptimizer, Step, fail_with_batch, step_metrics
-from rlsf.config.schema import GrpoConfig, PpoConfig
+from rlsf.config.algorithms import GrpoConfig, PpoConfig
 from rlsf.policy import Policy, sampling_temperature
 
 

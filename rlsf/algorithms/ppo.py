@@ -13,7 +13,7 @@ from rlsf.algorithms.gae import AdaptiveKl, generalised_advantages, token_reward
 from rlsf.algorithms.policy_gradient import PolicyGradient
 from rlsf.algorithms.samples import Sample, with_reference
 from rlsf.algorithms.update import load_state, refuse_bad_rewards, save_state, seeded
-from rlsf.config.schema import PpoConfig
+from rlsf.config.algorithms import PpoConfig
 from rlsf.experience import Experience, Group
 from rlsf.policy import Policy
 from rlsf.preferences import opinions, reward_of

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from rlsf.algorithms.additions import NOTHING, Additions
-from rlsf.config.schema import OptimizerConfig
+from rlsf.config.algorithms import OptimizerConfig
 from rlsf.errors import TrainingError
 from rlsf.experience import Experience, Group
 from rlsf.files import write_text

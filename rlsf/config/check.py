@@ -38,6 +38,9 @@ def check_config(config: RunConfig) -> list[str]:
     found = [*_output_dir(config), *_model(config.model, "model"), *_packages(config)]
     for index, task in enumerate(config.tasks):
         found += _source(task, f"tasks.{index}.source")
+    if config.replay.begin_with is not None:
+        missing = why_missing(expand(config.replay.begin_with))
+        found += [f"replay.begin_with: {missing}"] if missing is not None else []
     for key, reward in all_rewards(config.reward):
         found += _reward(reward, key)
     return found

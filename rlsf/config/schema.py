@@ -16,8 +16,10 @@ from reward.config import (
     all_rewards,
     uses_labels,
 )
+from rlsf.config.algorithms import MAX_RATE, AlgorithmConfig, GrpoConfig
 from rlsf.config.clustering import RunClustersConfig
 from rlsf.config.guard import GuardConfig
+from rlsf.config.replay import ReplayConfig
 from rlsf.config.strategies import ContinualConfig
 from rlsf.config.stream import DriftingStream, JointStream, SequentialStream, StreamConfig
 from rollouts.config import MAX_COMPLETIONS, AutoEngineConfig, DeliveryConfig, EngineConfig, SamplingConfig, Section
@@ -26,8 +28,6 @@ from rollouts.types import SamplingParams
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 """Of a run or a task: it becomes part of file names."""
 MAX_NAME = 100
-MAX_RATE = 1e3
-"""No rate near it trains anything; far above it AdamW's arithmetic breaks."""
 
 
 class LoraConfig(Section):
@@ -190,220 +190,6 @@ class WarmStartConfig(Section):
         if "{reference}" not in self.answer_template:
             raise ValueError("answer_template: must contain {reference}, where the label goes")
         return self
-
-
-class OptimizerConfig(Section):
-    """Shared by every algorithm. Moments and schedule live for the whole run."""
-
-    learning_rate: float = Field(1e-4, ge=0, le=MAX_RATE)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up; linear and cosine fall to 0 just after the last planned step. The plan counts every iteration;
-    one whose groups carry no signal takes no step."""
-    warmup_steps: int = Field(0, ge=0)
-    """Optimizer steps over which the rate rises; the first is taken at 0."""
-    weight_decay: float = Field(0.0, ge=0)
-    """AdamW's, on adapter weights."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
-    """AdamW's moment decay."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm."""
-    epochs: int = Field(1, ge=1)
-    """Passes over each iteration's batch."""
-    minibatches: int = Field(1, ge=1)
-    """Optimizer steps per pass; groups are never torn apart."""
-    micro_batch_tokens: int = Field(8192, ge=64)
-    """Tokens per forward pass; bounds memory, does not change the gradient."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
-
-
-class GrpoConfig(OptimizerConfig):
-    """Group-relative policy optimisation (DeepSeekMath, arXiv 2402.03300); TRL's GRPOTrainer computes the loss."""
-
-    kind: Literal["grpo"] = "grpo"
-    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
-    """How token losses are averaged."""
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    """What divides reward minus group mean: the sample deviation of the group, of the batch, or nothing."""
-    kl_coef: float = Field(0.0, ge=0)
-    """Weight of the k3 KL to the reference (the model at the start of the loop)."""
-    clip_low: float = Field(0.2, gt=0)
-    clip_high: float = Field(0.2, gt=0)
-    """Ratios are clipped to [1 − clip_low, 1 + clip_high]."""
-    dual_clip: float = Field(2.0, gt=1)
-    """Largest ratio where the advantage is negative, at least 1 + clip_high: beyond it a stale or mismatched token
-    gives no gradient (dual-clip PPO, arXiv 1912.09729; TRL calls it `delta`)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "GrpoConfig":
-        _check_dual_clip(self.dual_clip, self.clip_high)
-        return self
-
-
-class PpoConfig(OptimizerConfig):
-    """Proximal policy optimisation (arXiv 1707.06347) with a critic adapter on the same frozen base."""
-
-    kind: Literal["ppo"] = "ppo"
-    gamma: float = Field(1.0, gt=0, le=1)
-    """Discount per token."""
-    gae_lambda: float = Field(0.95, ge=0, le=1)
-    """Generalised advantage estimation (arXiv 1506.02438, eq. 16)."""
-    clip_low: float = Field(0.2, gt=0)
-    clip_high: float = Field(0.2, gt=0)
-    value_clip: float = Field(0.2, gt=0)
-    """New values stay this close to the old ones in the clipped value loss."""
-    value_learning_rate: float = Field(1e-3, gt=0, le=MAX_RATE)
-    """Of the critic's adapter and head."""
-    value_epochs: int = Field(1, ge=1)
-    """Passes of the critic per pass of the policy."""
-    whiten_advantages: bool = True
-    """Shift and scale the batch's token advantages to mean 0, deviation 1."""
-    kl_coef: float = Field(0.02, ge=0)
-    """Weight of the per-token k1 KL to the reference, subtracted from the reward."""
-    kl_target: float | None = Field(None, gt=0)
-    """Nats per completion; adapts kl_coef towards it (arXiv 1909.08593, eq. 6-7). None keeps it fixed."""
-    kl_horizon: int = Field(1000, ge=1)
-    """Rollouts over which the adaptive coefficient moves."""
-    dual_clip: float = Field(2.0, gt=1)
-    """As in GRPO: the largest ratio where the advantage is negative."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "PpoConfig":
-        _check_dual_clip(self.dual_clip, self.clip_high)
-        if self.kl_target is not None and self.kl_coef == 0:
-            raise ValueError("kl_target: an adaptive coefficient cannot start from kl_coef 0; raise kl_coef")
-        return self
-
-
-class DpoConfig(OptimizerConfig):
-    """Direct preference optimisation (arXiv 2305.18290) on pairs from the buffer; TRL's DPOTrainer has the loss."""
-
-    kind: Literal["dpo"] = "dpo"
-    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """For `robust` only: the share of pairs in the wrong order, which that loss corrects for (arXiv 2403.00409)."""
-    beta: float = Field(0.1, gt=0)
-    """Strength of the pull to the reference (the model at the start of the loop)."""
-    pairs: Literal["best_worst", "all"] = "best_worst"
-    """Per group: the best over the worst, or every pair of different rewards."""
-    min_margin: float = Field(0.0, ge=0)
-    """Pairs whose rewards differ by no more than this are left out."""
-    max_pairs_per_group: int = Field(4, ge=1)
-    """With `all`: at most this many, those with the largest margins; of equal margins those of unused rollouts."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "DpoConfig":
-        if self.label_smoothing and self.loss != "robust":
-            raise ValueError(f"label_smoothing: the loss {self.loss!r} does not use it; only robust does")
-        if self.loss == "robust" and self.label_smoothing == 0:
-            raise ValueError(
-                "label_smoothing: with `robust` it is the share of pairs in the wrong order and must be above 0 (at 0 "
-                "the loss is `sigmoid`)"
-            )
-        return self
-
-
-def _check_dual_clip(dual_clip: float, clip_high: float) -> None:
-    if dual_clip < 1 + clip_high:
-        raise ValueError(
-            f"dual_clip: {dual_clip} is below 1 + clip_high ({1 + clip_high:g}), so it would cut the ratios of good "
-            "answers too; raise it"
-        )
-
-
-AlgorithmConfig = Annotated[GrpoConfig | PpoConfig | DpoConfig, Field(discriminator="kind")]
-
-
-class UniformDraw(Section):
-    """Every group alike."""
-
-    kind: Literal["uniform"] = "uniform"
-
-
-class PrioritizedDraw(Section):
-    """p ∝ priority^alpha · decay^age (arXiv 1511.05952, eq. 1, with the age decay of FreshPER)."""
-
-    kind: Literal["prioritized"] = "prioritized"
-    alpha: float = Field(0.6, ge=0)
-    """0 is uniform."""
-    age_decay: float = Field(0.9, gt=0, le=1)
-    """Per iteration of age."""
-
-
-class RecencyDraw(Section):
-    """p ∝ 2^(−age / half_life)."""
-
-    kind: Literal["recency"] = "recency"
-    half_life: float = Field(5.0, ge=0.01, le=1e9)
-    """Iterations after which a group is drawn half as often."""
-
-
-WithinDraw = Annotated[UniformDraw | PrioritizedDraw | RecencyDraw, Field(discriminator="kind")]
-
-
-class PerTaskDraw(Section):
-    """A quota for each task that has groups to draw, by largest remainder; who gets the remainder is drawn by lot, in
-    proportion to the fractions. What a task cannot fill goes to the others."""
-
-    kind: Literal["per_task"] = "per_task"
-    shares: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
-    """Of the draw, by task, up to a common factor; none are equal shares. A task that is not named here, or has share
-    0, only gets what the others cannot fill."""
-    within: WithinDraw = UniformDraw()
-    """How the groups of one task are drawn."""
-
-
-class PerClusterDraw(Section):
-    """As `per_task`, with an equal share for each cluster of groups; those without a cluster count as one."""
-
-    kind: Literal["per_cluster"] = "per_cluster"
-    within: WithinDraw = UniformDraw()
-    """How the groups of one cluster are drawn."""
-
-
-class SuccessDraw(Section):
-    """Quotas by success rate: experiences of medium difficulty teach most (after ExGRPO, arXiv 2510.02245, whose
-    buckets are weighted with a normal density around the target too).
-
-    A group's success rate is the mean of its rewards, clipped to [0, 1]. Groups without any reward are drawn only where
-    nothing else is there.
-    """
-
-    kind: Literal["success"] = "success"
-    buckets: int = Field(4, ge=1, le=1000)
-    """Of equal width on [0, 1]."""
-    target: float = Field(0.5, ge=0, le=1)
-    """A bucket's quota is ∝ exp(−(centre − target)² / (2 width²))."""
-    width: float = Field(0.25, ge=1e-3, le=1e3)
-    within: WithinDraw = UniformDraw()
-    """How the groups of one bucket are drawn."""
-
-
-DrawConfig = Annotated[
-    UniformDraw | PrioritizedDraw | RecencyDraw | PerTaskDraw | PerClusterDraw | SuccessDraw,
-    Field(discriminator="kind"),
-]
-
-
-class ReplayConfig(Section):
-    """The persistent store of experiences. Its unit is the group: a prompt with its n rollouts."""
-
-    capacity: int = Field(10_000, ge=1, le=10**12)
-    """Groups kept."""
-    keep: Literal["fifo", "reservoir", "balanced", "top_reward", "diverse"] = "fifo"
-    """Which group goes when the store is full. `fifo`: the oldest. `reservoir`: a random one, so that every group ever
-    seen is equally likely to remain. `balanced`: a random one of the largest task, so that tasks share the room and of
-    each a uniform sample remains (class-balancing reservoir sampling, Chrysakis & Moens 2020). `top_reward`: the one of
-    the lowest mean reward. `diverse`: as `balanced`, by cluster instead of task."""
-    draw: DrawConfig = UniformDraw()
-    mode: Literal["samples", "prompts"] = "samples"
-    """What is replayed: the stored rollouts, or the prompts of the drawn groups, answered anew by the policy of now."""
-    source: Literal["all", "earlier"] = "all"
-    """Which groups may be drawn: all, or only those of other tasks than the one being trained."""
-    ratio: float = Field(0.0, ge=0, le=1000)
-    """Replayed groups per fresh group in each update; 0 trains on fresh groups alone."""
-    max_staleness: int | None = Field(None, ge=1)
-    """Replay nothing older than this many policy versions."""
 
 
 class LoopConfig(Section):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,12 +11,54 @@ from rlsf.algorithms.samples import token_pair
 from rlsf.errors import TrainingError
 from rlsf.experience import Group
 from rlsf.forward import TokenPair
+from rlsf.paths import expand
 from rlsf.preferences import opinions, reward_of
 from rlsf.scoring import Answered, make_groups, score_rollouts
 from rlsf.tasks import Part
 
 if TYPE_CHECKING:
+    from rlsf.clustering.population import Population
     from rlsf.run import Run
+
+
+BATCH = 128
+"""Groups of an earlier run put into the store at a time."""
+
+
+def begin_with(run: "Run") -> int:
+    """Put an earlier run's groups into the store before the first iteration, and return how many. They are of iteration
+    0 and policy version 0 from now on, and the reference that they were compared with was another.
+
+    Raises:
+        DataError: a row of the file is broken.
+    """
+    path = run.config.replay.begin_with
+    if path is None:
+        return 0
+    from rlsf.replay.exchange import import_groups
+
+    known = {group.id for group in run.replay.groups()}  # of a start that was killed
+    fresh = (_of_before(group) for group in import_groups(expand(path)) if group.id not in known)
+    count = 0
+    while groups := list(islice(fresh, BATCH)):
+        if run.population is None:
+            run.replay.add(groups, iteration=0)
+        else:
+            _add_with_clusters(run, run.population, groups, 0)
+        count += len(groups)
+    if run.population is not None and count:
+        _fit_clusters(run, run.population, 0)
+    return count
+
+
+def _of_before(group: Group) -> Group:
+    return replace(
+        group,
+        experiences=tuple(
+            replace(e, iteration=0, reference_logprobs=None, rollout=replace(e.rollout, policy_version=0))
+            for e in group.experiences
+        ),
+    )
 
 
 def stream_parts(run: "Run", iteration: int) -> list[Part]:
@@ -41,13 +84,23 @@ def remember(run: "Run", groups: Sequence[Group], iteration: int) -> dict[str, f
     if population is None:
         run.replay.add(groups, iteration=iteration)
         return {}
+    population.observe(groups, _add_with_clusters(run, population, groups, iteration))
+    if population.is_fit_due(iteration):
+        _fit_clusters(run, population, iteration)
+    return population.metrics()
+
+
+def _add_with_clusters(
+    run: "Run", population: "Population", groups: Sequence[Group], iteration: int
+) -> Mapping[str, int]:
     embeddings = population.embed(groups)
     clusters = population.assign(embeddings)
     run.replay.add(groups, iteration=iteration, clusters=clusters, embeddings=embeddings)
-    population.observe(groups, clusters)
-    if population.is_fit_due(iteration):
-        run.replay.set_clusters(population.fit(*run.replay.embeddings(), iteration), iteration=iteration)
-    return population.metrics()
+    return clusters
+
+
+def _fit_clusters(run: "Run", population: "Population", iteration: int) -> None:
+    run.replay.set_clusters(population.fit(*run.replay.embeddings(), iteration), iteration=iteration)
 
 
 def rehearsed(run: "Run", iteration: int) -> list[TokenPair]:
@@ -80,9 +133,11 @@ def best_answers(groups: Sequence[Group]) -> list[TokenPair]:
 
 
 def earlier_groups(run: "Run", groups: Sequence[Group]) -> frozenset[str]:
-    """Ids of those that are of a task that came before the current one."""
-    before = {*run.state.tasks} - {run.state.task}
-    return frozenset(group.id for group in groups if group.task in before)
+    """Ids of those that are of a task that came before the current one, in this run or in one that it begins with."""
+    before = {*run.state.tasks}
+    return frozenset(
+        group.id for group in groups if group.task != run.state.task and (group.task in before or group.iteration == 0)
+    )
 
 
 def replayed_prompts(run: "Run", iteration: int, count: int) -> list[Part]:

@@ -6,14 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlsf.config.schema import (
-    PerClusterDraw,
-    PerTaskDraw,
-    PrioritizedDraw,
-    RecencyDraw,
-    SuccessDraw,
-    UniformDraw,
-)
+from rlsf.config.replay import PerClusterDraw, PerTaskDraw, PrioritizedDraw, RecencyDraw, SuccessDraw, UniformDraw
 
 Within = UniformDraw | PrioritizedDraw | RecencyDraw
 Draw = Within | PerTaskDraw | PerClusterDraw | SuccessDraw

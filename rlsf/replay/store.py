@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from rlsf.config.schema import ReplayConfig
+from rlsf.config.replay import ReplayConfig
 from rlsf.errors import RunDirError
 from rlsf.experience import Group
 from rlsf.replay import journal

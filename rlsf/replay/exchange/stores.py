@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from rlsf.config.schema import ReplayConfig
+from rlsf.config.replay import ReplayConfig
 from rlsf.errors import ConfigError, RunDirError
 from rlsf.files import mendable_output, replacing
 from rlsf.paths import nearest

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlsf.config.schema import DpoConfig
+from rlsf.config.algorithms import DpoConfig
 from rlsf.errors import DataError
 from rlsf.experience import Experience, Group
 from rlsf.preferences import make_pairs
