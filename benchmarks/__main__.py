@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("benchmarks.headline", "benchmarks.signals", "benchmarks.self_feedback", "benchmarks.collapse")
+BENCHMARKS = ("headline", "signals", "self_feedback", "collapse", "clustering", "continual")
 
-for module in BENCHMARKS:
-    subprocess.run([sys.executable, "-m", module, *sys.argv[1:]], check=True)
+for name in BENCHMARKS:
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], check=True)

@@ -81,7 +81,9 @@ def eval(
     directory: RunPath,
     split: Annotated[Literal["validation", "test"], typer.Option(help="Which held-out prompts.")] = "test",
     samples: Annotated[int, typer.Option(min=1, help="Completions per prompt.")] = 4,
-    adapter: Annotated[str, typer.Option(help="last, best, canary, base, or a checkpoint's number.")] = "last",
+    adapter: Annotated[
+        str, typer.Option(help="last, best, canary, base, a checkpoint's number, a task, or merged.")
+    ] = "last",
     prompts: Annotated[int | None, typer.Option(min=1, help="At most this many prompts per task.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Also write the outcome of every prompt to this JSON file.")

@@ -120,6 +120,20 @@ def test_where_the_task_is_hidden_the_store_is_not_told(tmp_path) -> None:
     assert labels == {"context-1", "context-2", "context-3"}
 
 
+def test_adapters_of_tasks_can_be_measured_by_name(finished, tmp_path) -> None:
+    if "merge" not in finished:
+        pytest.skip("the run was made by another process")
+    outcomes = tmp_path / "outcomes.json"
+    for name in ("merged", "gcd"):
+        command = ["eval", str(finished["merge"]), "--adapter", name, "--samples", "2", "--output", str(outcomes)]
+        assert run_cli(command, tmp_path / "log.txt") == 0, (tmp_path / "log.txt").read_text()
+        if name == "merged":
+            measured = {row["task"]: row["outcomes"] for row in json.loads(outcomes.read_text())}
+            for task, rows in measured.items():
+                final = json.loads((finished["merge"] / "evaluations" / f"test_final_{task}.json").read_text())
+                assert [row["answers"] for row in rows] == [row["answers"] for row in final["outcomes"]]
+
+
 def test_a_run_begins_with_what_an_earlier_one_remembers(tmp_path) -> None:
     first = run(SEQUENTIAL, tmp_path / "first", "loop.iterations=3")
     file = tmp_path / "buffer.parquet"

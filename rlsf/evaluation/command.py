@@ -42,8 +42,8 @@ def evaluate_run(
     """Measure one adapter of a run on held-out prompts of every task. The run itself is not touched.
 
     Args:
-        adapter: `last`, `best`, `canary` (the one that the guard would go back to), `base`, or the number of an
-            iteration whose checkpoint is still there.
+        adapter: `last`, `best`, `canary` (the one that the guard would go back to), `base`, the number of an iteration
+            whose checkpoint is still there, or with an adapter per task, a task's name or `merged`.
         limit: at most this many prompts per task.
 
     Raises:
@@ -81,7 +81,7 @@ def evaluate_run(
 
 
 def find_adapter(directory: RunDir, name: str) -> tuple[Path | None, int | None]:
-    """The adapter's folder and the iteration it was saved in; None and None for the base model.
+    """The adapter's folder, None for the base model, and the iteration it was saved in, None where none is known.
 
     Raises:
         RunDirError: there is no such adapter; the message lists those that there are.
@@ -100,9 +100,12 @@ def find_adapter(directory: RunDir, name: str) -> tuple[Path | None, int | None]
             iterations["best"], adapters["best"] = best, directory.best_adapter(best)
         if canary is not None and directory.guard_adapter(canary).exists():
             iterations["canary"], adapters["canary"] = canary, directory.guard_adapter(canary)
+    for path in sorted([*(directory.adapters / "tasks").glob("*"), *directory.adapters.glob("merged")]):
+        if path.name not in adapters and (path / "adapter_config.json").is_file():
+            adapters[path.name] = path
     if name not in adapters:
         raise RunDirError(f"{directory.path} has no adapter {name!r}; it has {', '.join(['base', *sorted(adapters)])}")
-    return adapters[name], iterations[name]
+    return adapters[name], iterations.get(name)
 
 
 def copied(adapter: Path, into: Path) -> Path:
