@@ -46,13 +46,14 @@ Labelled = tuple[list[Prompt], np.ndarray]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.clustering")
-    parser.add_argument("what", choices=("embeddings", "identity"))
-    torch.set_num_threads(1)
     rows = {"embeddings": embeddings, "identity": identity}
-    name = parser.parse_args().what
-    measured = list(rows[name]())
-    print_rows(measured, name)
-    write_results(f"clustering_{name}", measured)
+    parser.add_argument("what", nargs="*", choices=list(rows), default=list(rows))
+    parser.add_argument("--again", action="store_true", help="as it is anyway: nothing is kept between runs")
+    torch.set_num_threads(1)
+    for name in parser.parse_args().what:
+        measured = list(rows[name]())
+        print_rows(measured, name)
+        write_results(f"clustering_{name}", measured)
 
 
 # -- embeddings --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Strategies against forgetting, side by side, on a stream of tasks that get in each other's way.
 
     python -m benchmarks.continual --jobs 2                  # what is not measured yet
+    python -m benchmarks.continual --model smollm2           # three methods, on the real model
     python -m benchmarks.continual --report                  # the table of what is
 
 Four questions about the same pairs of numbers (`benchmarks.rewordings`), one after the other, on the lab model: each
@@ -54,6 +55,20 @@ COST = "thousand tokens generated in training"
 METRICS = ("ACC", "BWT", "FWT", "forgetting")
 
 
+SMOLLM2 = ("sequential", "best", "joint")
+"""What is confirmed on SmolLM2, on three of the questions, with one seed and the verifier's reward."""
+
+
+def smollm2_cell(method: str, seed: int) -> Cell:
+    changes = {**METHODS, "joint": (*JOINT[:2], "warm_start.steps=72")}
+    return Cell(
+        "continual",
+        f"smollm2-{method}-seed{seed}",
+        CONFIGS / "continual_smollm2.yaml",
+        (*changes[method], f"seed={seed}"),
+    )
+
+
 def cell_of(reward: str, order: str, method: str, seed: int) -> Cell:
     ordered = () if method in UNORDERED else (f"stream.order=[{', '.join(ORDERS[order])}]",)
     name = f"{reward}-{method}-seed{seed}" if method in UNORDERED else f"{reward}-{order}-{method}-seed{seed}"
@@ -67,6 +82,7 @@ def main() -> None:
     parser.add_argument("--orders", nargs="+", choices=list(ORDERS), default=list(ORDERS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--model", choices=("lab", "smollm2"), default="lab")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--again", action="store_true", help="measure the named cells anew")
     parser.add_argument("--report", action="store_true", help="measure nothing")
@@ -80,6 +96,8 @@ def main() -> None:
             for seed in arguments.seeds
             for method in arguments.methods
         ]
+        if arguments.model == "smollm2":
+            wanted = [smollm2_cell(method, 1) for method in SMOLLM2 if method in arguments.methods]
         measure_all(list({cell.path: cell for cell in wanted}.values()), again=arguments.again, jobs=arguments.jobs)
     report()
 
@@ -105,12 +123,21 @@ def report() -> None:
             summaries += [summary for by_seed in found.values() for summary in by_seed.values()]
             Console().print(_table(title, figures))
     plot(panels)
+    real = {method: _read({1: smollm2_cell(method, 1)}) for method in SMOLLM2}
+    if any(real.values()):
+        figures = {method: _figures(by_seed, real["joint"]) for method, by_seed in real.items() if by_seed}
+        rows += [_named(f"SmolLM2, {m}: {name}", row) for m, by in figures.items() for name, row in by.items()]
+        summaries += [summary for by_seed in real.values() for summary in by_seed.values()]
+        Console().print(_table("SmolLM2, verifier", figures))
     measured = merged([{key: summary[key] for key in ("versions", "commit", "machine")} for summary in summaries])
     print(f"written to {write_results('continual', rows, measured)}")
 
 
 def _found(reward: str, order: str, method: str) -> Found:
-    cells = {seed: cell_of(reward, order, method, seed) for seed in range(1, 21)}
+    return _read({seed: cell_of(reward, order, method, seed) for seed in range(1, 21)})
+
+
+def _read(cells: Mapping[int, Cell]) -> Found:
     return {seed: read(cell)["summary"] for seed, cell in cells.items() if cell.path.exists()}
 
 

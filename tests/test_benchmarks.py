@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cells, collapse, self_feedback, signals
+from benchmarks import cells, collapse, continual, rewordings, self_feedback, signals
 from benchmarks.cells import Cell, check_settings, curve_of, mean_interval
 from rlsf.config.load import load_config
 
@@ -113,6 +113,39 @@ def test_every_cell_has_a_valid_config() -> None:
         *self_feedback.lab_cells(list(self_feedback.TASKS), [*self_feedback.REWARDS, "sft"], [0]),
         *self_feedback.smollm2_cells([*self_feedback.REWARDS, *self_feedback.JUDGED], [0]),
         *collapse.cells(list(collapse.SIGNALS), list(collapse.GUARDS), [0]),
+        *(
+            continual.cell_of("majority", order, method, 1)
+            for order in continual.ORDERS
+            for method in continual.METHODS
+        ),
+        *(continual.smollm2_cell(method, 1) for method in continual.SMOLLM2),
     ]
     for cell in wanted:
         load_config(cell.config, cell.overrides)
+
+
+def test_the_rewordings_ask_four_things_about_the_same_pairs(tmp_path: Path) -> None:
+    rewordings.write_tasks(tmp_path)
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in rewordings.QUESTIONS
+    }
+    assert {len({row["prompt"] for row in found}) for found in rows.values()} == {rewordings.PAIRS}
+    for row in zip(*rows.values(), strict=True):
+        a, b = (int(word) for word in row[0]["prompt"].split() if word.isdecimal())
+        assert [part["reference"] for part in row] == [str(a + b), str(max(a, b)), str(a)[::-1], str(b)]
+
+
+def test_methods_are_compared_with_joint_training_of_the_same_seed() -> None:
+    def summary(accuracy: float, transfer: float | None) -> dict[str, Any]:
+        values = {"ACC": accuracy, "BWT": transfer, "FWT": None, "forgetting": None}
+        metrics = {name: None if value is None else estimate(value) for name, value in values.items()}
+        return {"continual": {"metrics": metrics}, "tokens": {"generate": 2000}}
+
+    joint = {1: summary(0.8, None), 2: summary(0.5, None)}
+    found = continual._figures({1: summary(0.8, -0.1), 2: summary(0.4, -0.3), 3: summary(0.9, -0.2)}, joint)
+    assert found["share of joint ACC"].value == pytest.approx((1.0 + 0.8) / 2)
+    assert found["share of joint ACC"].seeds == (1, 2)
+    assert found["BWT"].value == pytest.approx(-0.2) and found["BWT"].n == 3
+    assert "FWT" not in found
+    assert found[continual.COST].value == 2.0

@@ -17,24 +17,23 @@ from rlsf.files import check_output, mendable_output, write_text
 from rlsf.run_dir import RunDir, check_not_of_a_run
 
 COLUMNS = ("ACC", "BWT", "FWT", "forgetting", "plasticity", "learning accuracy")
-NARROW = 100
-"""Characters below which a table has a row per figure."""
+CELL = 18
+"""Characters that a column takes."""
 
 
 def print_stream(found: Mapping[str, Any], console: Console) -> None:
     """The matrix of scores of one run, and its metrics."""
-    table = Table(
-        title="pass@1 on test prompts after each segment", title_justify="left", box=box.SIMPLE_HEAD, header_style=""
-    )
+    table = Table(box=box.SIMPLE_HEAD, header_style="")
     table.add_column("after")
     for task in found["tasks"]:
         table.add_column(task, justify="right")
     for number, (name, row) in enumerate(zip(found["rows"], found["matrix"], strict=True)):
         cells = [_cell(value, learned == number) for value, learned in zip(row, found["learned"], strict=True)]
         table.add_row(f"{number} {name}", *cells)
+    say(console, "pass@1 on test prompts after each segment of the stream")
     console.print(table)
-    metrics = {name: _interval(found["metrics"].get(name)) for name in COLUMNS}
-    say(console, "; ".join(f"{name} {text}" for name, text in metrics.items() if text != "–"))
+    metrics = {name: found["metrics"].get(name) for name in COLUMNS}
+    say(console, "; ".join(f"{name} {_interval(estimate)}" for name, estimate in metrics.items() if estimate))
 
 
 def compare_runs(paths: Sequence[Path], console: Console, *, output: Path | None) -> None:
@@ -96,17 +95,17 @@ def _value(value: float | None) -> dict[str, float] | None:
 def _table(figures: Mapping[str, Mapping[str, dict[str, float] | None]], width: int) -> Table:
     names = list(dict.fromkeys(name for row in figures.values() for name in row))
     table = Table(box=box.SIMPLE_HEAD)
-    upright = width < NARROW + 10 * max(len(names) - 6, 0)
+    upright = width < 20 + CELL * len(names)
     heads = [Path(path).name for path in figures] if upright else names
     table.add_column("" if upright else "run")
     for head in heads:
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     if upright:
         for name in names:
-            table.add_row(name, *[_interval(row.get(name)) for row in figures.values()])
+            table.add_row(name, *[_interval(row.get(name), "\n") for row in figures.values()])
     else:
         for path, row in figures.items():
-            table.add_row(Path(path).name, *[_interval(row.get(name)) for name in names])
+            table.add_row(Path(path).name, *[_interval(row.get(name), "\n") for name in names])
     return table
 
 
@@ -117,9 +116,9 @@ def _cell(value: float | None, learned: bool) -> str:
     return f"[bold]{value:.3f}[/]" if learned else f"{value:.3f}"
 
 
-def _interval(estimate: Mapping[str, float] | None) -> str:
+def _interval(estimate: Mapping[str, float] | None, between: str = " ") -> str:
     if estimate is None:
         return "–"
     if "low" not in estimate:
         return f"{estimate['value']:.3f}"
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    return f"{estimate['value']:.3f}{between}[{estimate['low']:.3f}, {estimate['high']:.3f}]"
