@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rlsf.continual import metrics
 from rlsf.continual.matrix import ScoreMatrix
+from rlsf.evaluation.statistics import wilson
 
 NAN = float("nan")
 R = np.array(
@@ -98,6 +99,8 @@ def test_the_matrix_of_a_run_and_its_intervals() -> None:
     matrix = score_matrix()
     values = matrix.values()
     assert values[3, 2] == matrix.shares[3, "c"].mean()
+    assert matrix.estimate(3, "c") == wilson(matrix.shares[3, "c"].tolist())
+    assert matrix.estimate(4, "c") is None
     found = matrix.metrics(seed=1)
     for name, metric in metrics.MATRIX_METRICS.items():
         estimate = found[name]

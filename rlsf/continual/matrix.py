@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlsf.continual.metrics import MATRIX_METRICS, stability_gap
-from rlsf.evaluation.statistics import Estimate
+from rlsf.evaluation.statistics import Estimate, wilson
 from rlsf.policy import BASE
 from rlsf.run_dir import read_jsonl
 
@@ -33,10 +33,17 @@ class ScoreMatrix:
     """By row and task: for each test prompt, the share of samples that were right."""
     learned: tuple[int | None, ...]
     """By task, the row after the segment in which it was first trained; None for one that never was."""
+    samples: int = 1
+    """Per test prompt."""
 
     def values(self) -> np.ndarray:
         """R, (rows, tasks); NaN where nothing was measured."""
         return self._means({key: shares.mean() for key, shares in self.shares.items()})
+
+    def estimate(self, row: int, task: str) -> Estimate | None:
+        """R[row, task] with Wilson's interval over prompts; None where it was not measured."""
+        shares = self.shares.get((row, task))
+        return None if shares is None else wilson(shares.tolist(), self.samples)
 
     def metrics(self, *, seed: int) -> dict[str, Estimate | None]:
         """Each metric of `rlsf.continual.metrics` with a percentile bootstrap interval over prompts (the same in
@@ -91,7 +98,7 @@ def read_matrix(run: "Run") -> ScoreMatrix | None:
         if run.has_evaluation(label, task)
     }
     learned = tuple(first_trained(run, task, len(labels)) for task in tasks)
-    return ScoreMatrix(tasks, tuple(name for name, _ in labels), shares, learned)
+    return ScoreMatrix(tasks, tuple(name for name, _ in labels), shares, learned, run.config.evaluation.final_samples)
 
 
 def first_trained(run: "Run", task: str, rows: int) -> int | None:
@@ -125,6 +132,9 @@ def describe_stream(run: "Run") -> dict[str, Any] | None:
         "tasks": list(matrix.tasks),
         "rows": list(matrix.rows),
         "matrix": [[None if np.isnan(value) else float(value) for value in row] for row in matrix.values()],
+        "intervals": [
+            [_interval(matrix.estimate(row, task)) for task in matrix.tasks] for row in range(len(matrix.rows))
+        ],
         "learned": list(matrix.learned),
         "metrics": {name: asdict(estimate) if estimate else None for name, estimate in metrics.items()},
         "stability_gap": _known(stability_gap(list(curves.values()))),
@@ -156,6 +166,10 @@ def kl_from_base(run: "Run", task: "Task") -> float:
         return 0.0
     log_ratio = np.concatenate(rows) - np.concatenate([rollout.logprobs for rollout in rollouts])
     return float((np.exp(log_ratio) - 1 - log_ratio).mean())
+
+
+def _interval(estimate: Estimate | None) -> tuple[float, float] | None:
+    return None if estimate is None else (estimate.low, estimate.high)
 
 
 def _read_kl(path: Path) -> dict[str, float] | None:

@@ -26,10 +26,11 @@ def print_stream(found: Mapping[str, Any], console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, header_style="")
     table.add_column("after")
     for task in found["tasks"]:
-        table.add_column(task, justify="right")
+        table.add_column(task, justify="right", no_wrap=True)
     for number, (name, row) in enumerate(zip(found["rows"], found["matrix"], strict=True)):
-        cells = [_cell(value, learned == number) for value, learned in zip(row, found["learned"], strict=True)]
-        table.add_row(f"{number} {name}", *cells)
+        intervals = found["intervals"][number]
+        cells = zip(row, intervals, found["learned"], strict=True)
+        table.add_row(f"{number} {name}", *[_cell(value, ends, learned == number) for value, ends, learned in cells])
     say(console, "pass@1 on test prompts after each segment of the stream")
     console.print(table)
     metrics = {name: found["metrics"].get(name) for name in COLUMNS}
@@ -109,11 +110,12 @@ def _table(figures: Mapping[str, Mapping[str, dict[str, float] | None]], width: 
     return table
 
 
-def _cell(value: float | None, learned: bool) -> str:
+def _cell(value: float | None, ends: Sequence[float] | None, learned: bool) -> str:
     """The score with which a task was left is set off."""
-    if value is None:
+    if value is None or ends is None:
         return "–"
-    return f"[bold]{value:.3f}[/]" if learned else f"{value:.3f}"
+    text = f"{value:.3f} \\[{ends[0]:.2f}, {ends[1]:.2f}]"
+    return f"[bold]{text}[/]" if learned else text
 
 
 def _interval(estimate: Mapping[str, float] | None, between: str = " ") -> str:

@@ -23,6 +23,7 @@ def summarize(run: "Run") -> dict[str, Any]:
     """Everything that a script wants to know of a finished run, as JSON."""
     tasks = {task.name: _summarize_task(run, task) for task in run.stream.tasks}
     began = run.directory.read_json(run.directory.versions)
+    warm_start = run.config.warm_start
     return {
         "name": run.config.name,
         "seed": run.config.seed,
@@ -36,7 +37,7 @@ def summarize(run: "Run") -> dict[str, Any]:
         "adapter_iteration": run.state.served_iteration,
         "guard": list(read_jsonl(run.directory.guard)) if run.directory.guard.exists() else [],
         "labels": {
-            "warm_start_examples": run.config.warm_start.examples if run.config.warm_start else 0,
+            "warm_start_examples": warm_start.examples * len(run.config.warm_started_tasks) if warm_start else 0,
             "reward_sees_labels": "reference" in run.reward.needs,
             "validation_labels_choose": run.config.validation_labels_choose,
         },
@@ -85,7 +86,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     if summary.get("continual"):  # older summaries have none
         print_stream(summary["continual"], console)
     labels = summary["labels"]["warm_start_examples"]
-    used = f"{labels} labelled examples in the warm start; " if labels else ""
+    used = f"{labels} labelled examples in warm starts; " if labels else ""
     seen = (
         "the reward sees labels" if summary["labels"]["reward_sees_labels"] else "no label was trained on in the loop"
     )
