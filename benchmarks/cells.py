@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from scipy import stats
 
 from benchmarks.results import Row
 from rlsf.config.load import load_config
+from rlsf.config.schema import RunConfig
 from rlsf.run_dir import read_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -82,15 +84,26 @@ def _measure(cell: Cell, *, again: bool, threads: int) -> None:
 
 
 def check_settings(cell: Cell) -> None:
-    """Raises SystemExit where the cell's result is of other settings than it now has."""
+    """Raises SystemExit where the cell's result is of other settings than it now has.
+
+    A setting that came after the cell was measured has its default there.
+    """
     wanted = load_config(cell.config, cell.overrides).model_dump(mode="json")
-    found = read(cell)["summary"]["config"]
+    found = _with_defaults(read(cell)["summary"]["config"])
     changed = [key for key in wanted if key not in ("name", "output_dir") and wanted[key] != found.get(key)]
     if changed:
         raise SystemExit(
             f"{cell.path} was measured with other settings ({', '.join(changed)}): measure it anew with --again, or "
             "delete it"
         )
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of an earlier day as it reads today; as it is where it can no longer be read."""
+    try:
+        return RunConfig.model_validate(config).model_dump(mode="json")
+    except ValidationError:
+        return config
 
 
 def _result(run: Path) -> dict[str, Any]:

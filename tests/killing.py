@@ -53,6 +53,7 @@ class Moment:
 
 def run_cli(arguments: list[str], log: Path, moment: Moment | None = None, timeout: float = 300) -> int:
     """`rlsf ARGUMENTS` in a child; its output goes to `log`. Returns the exit status, −9 where it was killed."""
+    log.touch()
     process = _context.Process(target=_child, args=(arguments, str(log), moment))
     process.start()
     process.join(timeout)

@@ -88,6 +88,10 @@ def test_a_result_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pyte
     check_settings(cell)
     with pytest.raises(SystemExit, match=r"measured with other settings \(loop\)"):
         check_settings(Cell("b", "c", cell.config, ("seed=3", "loop.prompts=8")))
+    earlier = config.model_dump(mode="json")
+    del earlier["evaluation"]["matrix"], earlier["stream"]["until"]
+    cell.path.write_text(json.dumps({"summary": {"config": earlier}}))  # of a day before there were these settings
+    check_settings(cell)
 
 
 def test_signals_of_other_rollouts_or_settings_are_not_shown_beside_each_other() -> None:

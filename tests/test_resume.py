@@ -17,7 +17,7 @@ MOMENTS = {
     "first checkpoint": Moment("rlsf.policy:Policy.save"),
     "generation": Moment("rollouts.transformers_engine:TransformersEngine.generate", call=8),
     "scoring": Moment("rlsf.loop:score_rollouts", call=2),
-    "buffer write": Moment("rlsf.replay.store:encode", call=11),
+    "buffer write": Moment("rlsf.replay.store:insert", call=11),
     "after the buffer write": Moment("rlsf.replay:ReplayStore.add", call=2, after=True),
     "training": Moment("torch.optim:AdamW.step", call=7),
     "sync": Moment("rollouts.transformers_engine:TransformersEngine.sync", call=3),
