@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("headline", "signals", "self_feedback", "collapse", "clustering", "continual")
+BENCHMARKS = ("headline", "signals", "self_feedback", "collapse", "clustering", "replay", "continual")
 
 for name in BENCHMARKS:
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], check=True)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cells, collapse, continual, rewordings, self_feedback, signals
+from benchmarks import cells, collapse, continual, replay, rewordings, self_feedback, signals
 from benchmarks.cells import Cell, check_settings, curve_of, mean_interval
 from rlsf.config.load import load_config
+from rlsf.replay import ReplayReader
 
 
 def estimate(value: float) -> dict[str, float]:
@@ -153,3 +154,17 @@ def test_methods_are_compared_with_joint_training_of_the_same_seed() -> None:
     assert found["BWT"].value == pytest.approx(-0.2) and found["BWT"].n == 3
     assert "FWT" not in found
     assert found[continual.COST].value == 2.0
+
+
+def test_the_replay_benchmark_measures_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "DRAWN", 64)
+    filled = replay.child("fill", "rlsf", 200, tmp_path)
+    used = replay.child("use", "rlsf", 200, tmp_path)
+    assert 0 < filled["insert"] < 1
+    assert filled["disk"] > 200 * 1000  # a group of this size takes kilobytes, and all were written
+    with ReplayReader.open_read_only(tmp_path / "rlsf") as reader:
+        assert reader.stats().groups == 200
+        assert reader.stats().seen == 220  # a tenth more, into the full store
+        assert reader.stats().drawn == 6 * 64
+    rows = {row.name: row.value for row in replay.rows_of({200: {"rlsf": filled | used}})}
+    assert rows["rlsf, 200 groups: draw of 256, with payload"] == pytest.approx(used["draw"] * 1000)
