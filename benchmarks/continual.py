@@ -51,6 +51,7 @@ UNORDERED = ("joint", "joint_large", "frozen")
 ORDERS = {"A": tuple(QUESTIONS), "B": tuple(reversed(QUESTIONS))}
 REWARDS = ("verifier", "majority")
 SEEDS = (1, 2, 3, 4, 5)
+SHARE = "share of joint ACC"
 COST = "thousand tokens generated in training"
 METRICS = ("ACC", "BWT", "FWT", "forgetting")
 
@@ -114,7 +115,7 @@ def report() -> None:
     for reward in REWARDS:
         for order in ORDERS:
             found = {method: _found(reward, order, method) for method in METHODS}
-            if not any(found.values()):
+            if not any(by_seed for method, by_seed in found.items() if method not in UNORDERED):
                 continue
             figures = {method: _figures(by_seed, found["joint"]) for method, by_seed in found.items() if by_seed}
             title = f"{reward}, order {order}"
@@ -151,7 +152,7 @@ def _figures(found: Found, joint: Found) -> dict[str, Row]:
             figures[name] = row_over_seeds(name, known)
     ratios = {seed: _of(summary, "ACC") / _of(joint[seed], "ACC") for seed, summary in found.items() if seed in joint}
     if ratios:
-        figures["share of joint ACC"] = row_over_seeds("share of joint ACC", ratios, "ratio")
+        figures[SHARE] = row_over_seeds(SHARE, ratios, "ratio")
     answers = {seed: summary["tokens"]["generate"] / 1000 for seed, summary in found.items()}
     figures[COST] = row_over_seeds(COST, answers, "thousand")
     return figures
@@ -173,11 +174,12 @@ def _named(name: str, row: Row) -> Row:
 
 
 def _table(title: str, figures: Mapping[str, Mapping[str, Row]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    names = (*METRICS, "share of joint ACC", COST)
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    title = f"{title}; ± half of a 95% interval"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    names = (*METRICS, SHARE, COST)
+    table.add_column("(seeds)", no_wrap=True)
+    for heading in (*METRICS, "of joint", "tokens"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for method, by_name in figures.items():
         seeds = next(iter(by_name.values())).n
         table.add_row(f"{method} ({seeds})", *[_cell(by_name.get(name)) for name in names])
@@ -188,10 +190,10 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return "–"
     if row.unit == "thousand":
-        return f"{row.value:.0f}"
+        return f"{row.value:.0f}k"
     if row.low is None or row.high is None:
         return f"{row.value:.3f}"
-    return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+    return f"{row.value:.3f}\n±{row.high - row.value:.3f}"
 
 
 def plot(panels: Mapping[str, Mapping[str, Mapping[str, Row]]]) -> None:
@@ -203,7 +205,7 @@ def plot(panels: Mapping[str, Mapping[str, Mapping[str, Row]]]) -> None:
         colours = plt.get_cmap("tab20")(np.linspace(0, 1, len(METHODS)))
         for colour, method in zip(colours, METHODS, strict=True):
             found = figures.get(method, {})
-            if "BWT" in found:
+            if "BWT" in found and method not in UNORDERED:
                 axes.errorbar(
                     found["BWT"].value,
                     found["ACC"].value,
