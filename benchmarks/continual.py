@@ -1,6 +1,7 @@
 """Strategies against forgetting, side by side, on a stream of tasks that get in each other's way.
 
     python -m benchmarks.continual --jobs 2                  # what is not measured yet
+    python -m benchmarks.continual --tune                    # what METHODS has its coefficients from, on seed 0
     python -m benchmarks.continual --model smollm2           # three methods, on the real model
     python -m benchmarks.continual --report                  # the table of what is
 
@@ -30,16 +31,30 @@ from rlsf.figures import save_figure
 
 FIGURE = ROOT / "docs" / "figures" / "continual.svg"
 JOINT = ("stream.kind=joint", "warm_start.tasks=all", "warm_start.steps=320")
+TUNED: dict[str, dict[str, tuple[str, ...]]] = {
+    "kl": {c: (f"algorithm.kl_coef={c}", "continual.reference=last_task") for c in ("0.01", "0.1", "1")},
+    "l2": {c: (f"continual.l2={{coef: {c}}}",) for c in ("0.01", "0.1", "1")},
+    "ewc": {c: (f"continual.ewc={{coef: {c}}}",) for c in ("0.001", "0.01", "0.1")},
+    "orthogonal": {
+        c: ("model.lora={r: 32, alpha: 64}", f"continual.orthogonal={{rank: 8, coef: {c}}}") for c in ("0.5", "5", "50")
+    },
+    "distill": {c: (f"continual.distill={{coef: {c}, groups: 16}}",) for c in ("0.1", "1.0", "10")},
+    "merge": {
+        f"{init} {how}": (f"continual.adapters={{use: merge, init: {init}, combination: {how}}}",)
+        for init, how in (("last", "ties"), ("last", "linear"), ("start", "linear"))
+    },
+}
+"""What each strategy that has a coefficient was tried with, once, on seed 0, which is in no table."""
 METHODS: dict[str, tuple[str, ...]] = {
     "sequential": (),
     "replay_samples": ("replay.ratio=1",),
     "replay_prompts": ("replay.ratio=1", "replay.mode=prompts"),
-    "kl": ("algorithm.kl_coef=0.1", "continual.reference=last_task"),
-    "l2": ("continual.l2={coef: 0.1}",),
-    "ewc": ("continual.ewc={coef: 0.01}",),
-    "orthogonal": ("model.lora={r: 32, alpha: 64}", "continual.orthogonal={rank: 8, coef: 5}"),
-    "distill": ("continual.distill={coef: 1.0, groups: 16}",),
-    "merge": ("continual.adapters={use: merge, init: last, combination: ties}",),
+    "kl": TUNED["kl"]["0.1"],
+    "l2": TUNED["l2"]["0.1"],
+    "ewc": TUNED["ewc"]["0.01"],
+    "orthogonal": TUNED["orthogonal"]["5"],
+    "distill": TUNED["distill"]["1.0"],
+    "merge": TUNED["merge"]["last ties"],
     "own": ("continual.adapters={use: own}",),
     "best": ("replay.ratio=2", "replay.mode=prompts", "continual.distill={coef: 0.1, groups: 16}"),
     "joint": JOINT,
@@ -54,8 +69,7 @@ SEEDS = (1, 2, 3, 4, 5)
 SHARE = "share of joint ACC"
 COST = "thousand tokens generated in training"
 METRICS = ("ACC", "BWT", "FWT", "forgetting")
-
-
+REAL = "SmolLM2, verifier"
 SMOLLM2 = ("sequential", "best", "joint")
 """What is confirmed on SmolLM2, on three of the questions, with one seed and the verifier's reward."""
 
@@ -68,6 +82,11 @@ def smollm2_cell(method: str, seed: int) -> Cell:
         CONFIGS / "continual_smollm2.yaml",
         (*changes[method], f"seed={seed}"),
     )
+
+
+def tuning_cell(method: str, value: str) -> Cell:
+    changes = (f"stream.order=[{', '.join(ORDERS['A'])}]", *TUNED[method][value], "reward={kind: verifier}", "seed=0")
+    return Cell("continual", f"tune-{method}-{value.replace(' ', '-')}", CONFIGS / "continual_lab.yaml", changes)
 
 
 def cell_of(reward: str, order: str, method: str, seed: int) -> Cell:
@@ -84,6 +103,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--model", choices=("lab", "smollm2"), default="lab")
+    parser.add_argument("--tune", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--again", action="store_true", help="measure the named cells anew")
     parser.add_argument("--report", action="store_true", help="measure nothing")
@@ -99,6 +119,8 @@ def main() -> None:
         ]
         if arguments.model == "smollm2":
             wanted = [smollm2_cell(method, 1) for method in SMOLLM2 if method in arguments.methods]
+        if arguments.tune:
+            wanted = [tuning_cell(method, value) for method in TUNED for value in TUNED[method]]
         measure_all(list({cell.path: cell for cell in wanted}.values()), again=arguments.again, jobs=arguments.jobs)
     report()
 
@@ -111,31 +133,40 @@ def report() -> None:
     """Table, figure and results/continual.json of every cell that has been measured."""
     rows: list[Row] = []
     panels: dict[str, dict[str, dict[str, Row]]] = {}
-    summaries: list[dict[str, Any]] = []
-    for reward in REWARDS:
-        for order in ORDERS:
-            found = {method: _found(reward, order, method) for method in METHODS}
-            if not any(by_seed for method, by_seed in found.items() if method not in UNORDERED):
-                continue
-            figures = {method: _figures(by_seed, found["joint"]) for method, by_seed in found.items() if by_seed}
-            title = f"{reward}, order {order}"
-            panels[title] = figures
-            rows += [_named(f"{title}, {m}: {name}", row) for m, by in figures.items() for name, row in by.items()]
-            summaries += [summary for by_seed in found.values() for summary in by_seed.values()]
-            Console().print(_table(title, figures))
-    plot(panels)
-    real = {method: _read({1: smollm2_cell(method, 1)}) for method in SMOLLM2}
-    if any(real.values()):
-        figures = {method: _figures(by_seed, real["joint"]) for method, by_seed in real.items() if by_seed}
-        rows += [_named(f"SmolLM2, {m}: {name}", row) for m, by in figures.items() for name, row in by.items()]
-        summaries += [summary for by_seed in real.values() for summary in by_seed.values()]
-        Console().print(_table("SmolLM2, verifier", figures))
+    found = _found()
+    for title, by_method in found.items():
+        joint = by_method["joint"]
+        panels[title] = {method: _figures(by_seed, joint) for method, by_seed in by_method.items() if by_seed}
+        rows += [_named(f"{title}, {m}: {name}", row) for m, by in panels[title].items() for name, row in by.items()]
+        Console().print(_table(title, panels[title]))
+    tuned = {f"{m} {value}": _read({0: tuning_cell(m, value)}) for m, values in TUNED.items() for value in values}
+    for name, by_seed in tuned.items():
+        for summary in by_seed.values():
+            reached = {metric: _of(summary, metric) for metric in ("ACC", "BWT")}
+            rows += [Row(f"tuning, {name}: {metric}", value, "share") for metric, value in reached.items()]
+            print(f"tuning, {name}: " + ", ".join(f"{metric} {value:.3f}" for metric, value in reached.items()))
+    plot({title: by_method for title, by_method in panels.items() if title != REAL})
+    cells = [by_seed for by_method in [*found.values(), tuned] for by_seed in by_method.values()]
+    summaries = [summary for by_seed in cells for summary in by_seed.values()]
     measured = merged([{key: summary[key] for key in ("versions", "commit", "machine")} for summary in summaries])
     print(f"written to {write_results('continual', rows, measured)}")
 
 
-def _found(reward: str, order: str, method: str) -> Found:
-    return _read({seed: cell_of(reward, order, method, seed) for seed in range(1, 21)})
+def _found() -> dict[str, dict[str, Found]]:
+    """Of every table that has a cell to show: the summaries by method."""
+    found = {
+        f"{reward}, order {order}": {
+            method: _read({seed: cell_of(reward, order, method, seed) for seed in range(1, 21)}) for method in METHODS
+        }
+        for reward in REWARDS
+        for order in ORDERS
+    }
+    found[REAL] = {method: _read({1: smollm2_cell(method, 1)}) for method in SMOLLM2}
+    return {
+        title: by_method
+        for title, by_method in found.items()
+        if any(by_seed for method, by_seed in by_method.items() if method not in UNORDERED)
+    }
 
 
 def _read(cells: Mapping[int, Cell]) -> Found:
