@@ -75,7 +75,11 @@ SMOLLM2 = ("sequential", "best", "joint")
 
 
 def smollm2_cell(method: str, seed: int) -> Cell:
-    changes = {**METHODS, "joint": (*JOINT[:2], "warm_start.steps=72")}
+    changes = {
+        **METHODS,
+        "best": (*METHODS["best"], "continual.distill.batch_size=16"),
+        "joint": (*JOINT[:2], "warm_start.steps=72"),
+    }
     return Cell(
         "continual",
         f"smollm2-{method}-seed{seed}",

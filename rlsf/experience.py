@@ -1,6 +1,8 @@
 """What the buffer keeps: a rollout, its score, and what training on it later needs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from reward.types import Score
 from rollouts.types import Prompt, Rollout
@@ -58,3 +60,9 @@ class Group:
     @property
     def rewards(self) -> list[float | None]:
         return [experience.score.value for experience in self.experiences]
+
+
+def in_turn(groups: Sequence[Group]) -> list[Experience]:
+    """Those that have a token: the first of each group, then the second of each, and so on."""
+    answered = [[e for e in group.experiences if e.rollout.completion_ids] for group in groups]
+    return [e for row in zip_longest(*answered) for e in row if e is not None]

@@ -21,7 +21,7 @@ from rlsf.continual.layers import layer_of, layer_rates
 from rlsf.continual.penalties import EwcPenalty, L2Penalty, OrthogonalBlocks
 from rlsf.continual.strategies import Strategies, newest_experiences
 from rlsf.errors import ConfigError
-from rlsf.experience import Experience, Group
+from rlsf.experience import Experience, Group, in_turn
 from rlsf.policy import LAST, POLICY, Policy
 from tests.tiny_policy import make_groups, make_policy, perturb
 
@@ -370,21 +370,38 @@ def test_distillation_is_the_mean_divergence_from_the_last_policy(direction: str
     strategies.replay(groups)
     assert sum(value.item() for value in strategies.penalties()) == pytest.approx(0, abs=1e-7)
     perturb(policy, seed=5, scale=0.1)
-    divergences = []
-    for experience in experiences_of(groups):
-        rollout = experience.rollout
-        ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
-        rows = slice(len(rollout.prompt_ids) - 1, ids.shape[1] - 1)
-        with torch.no_grad():
-            log_p = policy.causal_lm(input_ids=ids).logits[0, rows].log_softmax(-1)
-            with policy.using(LAST):
-                log_q = policy.causal_lm(input_ids=ids).logits[0, rows].log_softmax(-1)
-        first, second = (log_q, log_p) if direction == "forward" else (log_p, log_q)
-        divergences += (first.exp() * (first - second)).sum(-1).tolist()
+    divergences = [d for e in experiences_of(groups) for d in divergences_from_last(policy, e, direction)]
     values = list(strategies.penalties())
     assert len(values) > 1  # in micro-batches
     assert sum(value.item() for value in values) == pytest.approx(0.5 * np.mean(divergences), rel=1e-4)
     assert strategies.metrics()["continual/distill"] == pytest.approx(np.mean(divergences), rel=1e-4)
+
+
+def divergences_from_last(policy: Policy, experience: Experience, direction: str) -> list[float]:
+    rollout = experience.rollout
+    ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
+    rows = slice(len(rollout.prompt_ids) - 1, ids.shape[1] - 1)
+    with torch.no_grad():
+        log_p = policy.causal_lm(input_ids=ids).logits[0, rows].log_softmax(-1)
+        with policy.using(LAST):
+            log_q = policy.causal_lm(input_ids=ids).logits[0, rows].log_softmax(-1)
+    first, second = (log_q, log_p) if direction == "forward" else (log_p, log_q)
+    return (first.exp() * (first - second)).sum(-1).tolist()
+
+
+def test_distillation_compares_on_some_completions_a_step_and_on_each_in_its_turn() -> None:
+    policy, groups = policy_and_groups(prompts=3)
+    strategies = Strategies(ContinualConfig(distill={"batch_size": 5}), policy, micro_batch_tokens=4096)
+    strategies.end_task([])
+    perturb(policy, seed=5, scale=0.1)
+    turns = in_turn(groups)
+    assert [e.rollout.group_id for e in turns[:3]] == [group.id for group in groups]
+    assert sorted(e.rollout.id for e in turns) == sorted(e.rollout.id for e in experiences_of(groups))
+    strategies.replay(groups)
+    for first in (0, 5, 10):
+        compared = [turns[i % len(turns)] for i in range(first, first + 5)]
+        expected = np.mean([d for e in compared for d in divergences_from_last(policy, e, "forward")])
+        assert sum(value.item() for value in strategies.penalties()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_distillation_brings_the_policy_back(tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ class DistillConfig(Section):
     """Weight in the loss."""
     groups: int = Field(16, ge=1)
     """Replayed groups per iteration, drawn from the store as `replay.draw` says, earlier tasks alone."""
+    batch_size: int = Field(64, ge=1)
+    """Of their completions, how many are compared in one optimizer step; they come in turn. A warm start takes many
+    steps, and each of them costs as much as one on so many examples."""
     direction: Literal["forward", "reverse"] = "forward"
     """`forward` is KL(last ‖ policy), `reverse` KL(policy ‖ last)."""
 

@@ -1,5 +1,6 @@
 """Distillation from the last task's policy on completions replayed from earlier tasks."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -7,33 +8,36 @@ from torch import Tensor
 
 from rlsf import forward
 from rlsf.config.strategies import DistillConfig
-from rlsf.experience import Experience, Group
+from rlsf.experience import Experience, Group, in_turn
 from rlsf.policy import LAST, Policy, sampling_temperature
 
 
 class Distillation:
-    """KL divergence to the frozen adapter `last`, averaged over the completion tokens of the replayed groups."""
+    """KL divergence to the frozen adapter `last`, averaged over the completion tokens of some of the replayed groups'
+    completions, and of others in the next step."""
 
     def __init__(self, config: DistillConfig, policy: Policy, micro_batch_tokens: int) -> None:
         self._config = config
         self._policy = policy
         self._micro_batch_tokens = micro_batch_tokens
-        self._experiences: list[Experience] = []
+        self._queue: deque[Experience] = deque()
         self.value: float | None = None
         """Mean divergence (nats per token) at the last optimizer step; None where nothing was replayed."""
 
     def replay(self, groups: Sequence[Group]) -> None:
         """What the next update compares on."""
-        self._experiences = [e for group in groups for e in group.experiences if e.rollout.completion_ids]
+        self._queue = deque(in_turn(groups))
         self.value = None
 
     def penalties(self) -> Iterator[Tensor]:
         """coef · mean KL, in micro-batches that add up to it."""
-        if not self._experiences:
+        if not self._queue:
             return
-        sequences = [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in self._experiences]
+        compared = [self._queue[i] for i in range(min(self._config.batch_size, len(self._queue)))]
+        self._queue.rotate(-len(compared))
+        sequences = [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in compared]
         count = sum(len(completion) for _, completion in sequences)
-        temperature = sampling_temperature([e.rollout for e in self._experiences])
+        temperature = sampling_temperature([e.rollout for e in compared])
         total = 0.0
         for indices in forward.micro_batches(sequences, self._micro_batch_tokens):
             part = [sequences[index] for index in indices]

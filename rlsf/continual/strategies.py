@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rlsf.continual.distillation import Distillation
 from rlsf.continual.fisher import fisher_diagonal
 from rlsf.continual.layers import check_layers, layer_rates
 from rlsf.continual.penalties import EwcPenalty, L2Penalty, OrthogonalBlocks
-from rlsf.experience import Experience, Group
+from rlsf.experience import Experience, Group, in_turn
 from rlsf.policy import LAST, POLICY, Policy
 
 _STATE = "continual.pt"
@@ -143,12 +144,5 @@ class Strategies(Additions):
 
 def newest_experiences(groups: Iterator[Group], count: int) -> list[Experience]:
     """Up to `count` with a token, of groups that come newest first: as many as possible of different groups."""
-    wanted: list[list[Experience]] = []
-    for group in groups:
-        members = [experience for experience in group.experiences if experience.rollout.completion_ids]
-        if members and not group.is_lesson:
-            wanted.append(members)
-        if len(wanted) == count:
-            break
-    rounds = range(max(map(len, wanted), default=0))
-    return [members[index] for index in rounds for members in wanted if index < len(members)][:count]
+    answered = (group for group in groups if not group.is_lesson and in_turn([group]))
+    return in_turn(list(islice(answered, count)))[:count]
