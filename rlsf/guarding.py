@@ -1,6 +1,5 @@
 """The guard at work in a run: measures the canary, asks `Guard` for its verdicts, and does what they say."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from reward.rewards.majority import count_votes
 from rlsf.config.guard import Action, CanaryConfig
 from rlsf.files import clear_os_errors
 from rlsf.guard import Halves, Verdict
+from rlsf.text import did_you_mean
 from rollouts.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def _point_out_unknown(run: "Run", metrics: Mapping[str, float]) -> None:
         return
     for watch in run.config.guard.watch:
         if watch.metric not in metrics:
-            near = difflib.get_close_matches(watch.metric, metrics, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(watch.metric, metrics)
             run.display.warn(f"guard: there is no metric {watch.metric} yet, so it is not watched until there is{hint}")
 
 

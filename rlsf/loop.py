@@ -19,15 +19,14 @@ from rlsf.preflight import preflight, try_reward
 from rlsf.run import Run
 from rlsf.scoring import (
     Answered,
+    batch_metrics,
     count_tokens,
     make_groups,
     make_lessons,
     policy_metrics,
-    reward_metrics,
     score_rollouts,
-    vote_metrics,
 )
-from rlsf.stopping import end_if_converged, should_stop
+from rlsf.stopping import end_if_converged, should_stop, start_counting
 
 
 def train(run: Run) -> None:
@@ -84,15 +83,16 @@ def iterate(run: Run) -> None:
     metrics: dict[str, float] = {}
 
     with run.phase("consolidate"):
-        parts = stream_parts(run, iteration)
-        name, noticed = current_task(run, parts, segment)
+        stream = stream_parts(run, iteration)
+        name, noticed = current_task(run, stream, segment)
         metrics |= noticed | enter_task(run, name, iteration)
-        remember_prompts(run, parts)
+        remember_prompts(run, stream)
+        start_counting(run.state, segment, iteration)
     with run.phase("guard"):
         begin_guard(run, task)
 
     with run.phase("generate"):
-        parts += replayed_prompts(run, iteration, run.replayed_count)
+        parts = [*stream, *replayed_prompts(run, iteration, run.replayed_count)]
         rollouts = [run.generate(part, number, iteration) for number, part in enumerate(parts)]
 
     with run.phase("score"):
@@ -100,11 +100,12 @@ def iterate(run: Run) -> None:
             Answered(part, groups, score_rollouts(run, part.task, part.prompts, groups, iteration))
             for part, groups in zip(parts, rollouts, strict=True)
         ]
-        metrics |= reward_metrics(answered) | vote_metrics(run, answered)
+        metrics |= batch_metrics(run, answered, fresh=len(stream))
 
     with run.phase("reference"):
-        answers = [group for part in answered for group in make_groups(run, part, iteration)]
-        metrics |= policy_metrics(run, task, answers)
+        by_part = [make_groups(run, part, iteration) for part in answered]
+        metrics |= policy_metrics(run, task, [group for groups in by_part[: len(stream)] for group in groups])
+        answers = [group for groups in by_part for group in groups]
         fresh = [*answers, *(lesson for part in answered for lesson in make_lessons(run, part, iteration))]
 
     with run.phase("remember"):
@@ -125,7 +126,8 @@ def iterate(run: Run) -> None:
 
     run.state.iteration = run.state.served_iteration = iteration
     with run.phase("evaluate"):
-        if iteration % run.config.evaluation.every == 0 or iteration == run.stream.iterations:
+        validated = iteration % run.config.evaluation.every == 0 or iteration == segment.last
+        if validated:
             metrics |= run.validate(iteration)
             if segment.number == len(run.stream.segments) and iteration < run.stream.iterations:
                 run.state.stop_reason = should_stop(run.config.evaluation, run.state)
@@ -133,7 +135,9 @@ def iterate(run: Run) -> None:
     with run.phase("guard"):
         metrics |= guard(run, task, iteration, metrics)
 
-    end_if_converged(run, segment, metrics)
+    if end_if_converged(run, segment, metrics) and not validated:
+        with run.phase("evaluate"):
+            metrics |= run.validate(iteration)
     if run.ends_segment(iteration):
         with run.phase("evaluate"):
             run.evaluate_row(iteration)
@@ -149,6 +153,8 @@ def conclude(run: Run) -> None:
     """Test the chosen adapter on held-out prompts of every task and write the summary."""
     with run.phase("evaluate"):
         run.select_final_adapter()
+        if run.adapters is not None:
+            run.adapters.keep(run.state.task, run.state.iteration)
         run.evaluate_test("final")
     summary = summarize(run)
     run.directory.write_json(run.directory.summary, summary)

@@ -20,7 +20,6 @@ from rlsf.clustering.population import Population
 from rlsf.config.clustering import EmbeddingConfig
 from rlsf.config.schema import RunConfig
 from rlsf.continual.adapters import AdapterBank
-from rlsf.continual.matrix import kl_from_base
 from rlsf.continual.serving import serving
 from rlsf.continual.strategies import Strategies
 from rlsf.display import Display
@@ -70,6 +69,7 @@ class Run:
         self._phase = ""
         self._check_canary()
         self.state = self._saved_state()
+        self._planned_iterations = stream.iterations  # before any task ended early: the learning rate's schedule
         self.stream.resume(self.state.ended)
         self.tasks = {task.name: task for task in stream.tasks}
         self.training_prompts = {prompt.id: prompt for task in stream.tasks for prompt in task.train}
@@ -122,7 +122,7 @@ class Run:
         self.algorithm = create_algorithm(
             config.algorithm,
             self.policy,
-            total_steps=self.stream.iterations * config.algorithm.epochs * config.algorithm.minibatches,
+            total_steps=self._planned_iterations * config.algorithm.epochs * config.algorithm.minibatches,
             seed=self.seed("algorithm"),
             dump_dir=directory.failures,
             additions=self.strategies,
@@ -315,7 +315,7 @@ class Run:
                 result = served.evaluate(task, "test", task.test, self.config.evaluation.final_samples)
                 self.directory.write_json(self._evaluation_path(label, task.name), result.as_json())
                 if label not in ("base", "warm_start") and len(self.stream.tasks) > 1:
-                    distances[task.name] = kl_from_base(self, task)
+                    distances[task.name] = served.kl_from_base(task)
         if distances:
             self.directory.write_json(self.kl_path(label), distances)
 
@@ -477,6 +477,9 @@ class Run:
         self.directory.prune_best({state["best_iteration"] for state in states} - {None})
         backs = [GuardState.from_json(state["guard"]).may_go_back_to() | {state["iteration"]} for state in states]
         self.directory.prune_guarded(set().union(*backs))
+        self.directory.prune_task_adapters(
+            {pair for state in states for pair in state["routes"].get("kept", {}).items()}
+        )
 
     def _write_checkpoint(self, folder: Path) -> None:
         self.policy.save(folder / "policy")

@@ -235,7 +235,8 @@ class RunDir:
                     remove(path)
         for path in self.checkpoints.glob(".iter_*/"):  # one that was being written
             remove(path)
-        for path in (*iterations_in(self.checkpoints), *iterations_in(self.best), *iterations_in(self.guarded)):
+        kept = (*iterations_in(self.best), *iterations_in(self.guarded), *self._task_adapters())
+        for path in (*iterations_in(self.checkpoints), *kept):
             if iteration_of(path) > iteration:
                 remove(path)
 
@@ -301,6 +302,19 @@ class RunDir:
     def prune_guarded(self, iterations: set[int]) -> None:
         """Keep only the adapters of these iterations for the guard to go back to."""
         self._prune(self.guarded, iterations)
+
+    def _task_adapters(self) -> list[Path]:
+        return [path for task in (self.adapters / "tasks").glob("*/") for path in iterations_in(task)]
+
+    def task_adapters(self) -> dict[str, Path]:
+        """By task, the newest adapter that was kept of it."""
+        return {path.parent.name: path for path in self._task_adapters()}
+
+    def prune_task_adapters(self, kept: set[tuple[str, int]]) -> None:
+        """Keep only the adapters of tasks after these iterations."""
+        for path in self._task_adapters():
+            if (path.parent.name, iteration_of(path)) not in kept:
+                remove(path)
 
     def _prune(self, folder: Path, iterations: set[int]) -> None:
         for path in iterations_in(folder):

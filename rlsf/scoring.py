@@ -126,9 +126,21 @@ def count_tokens(parts: Sequence[Answered]) -> int:
     return sum(len(rollout.completion_ids) for part in parts for group in part.rollouts for rollout in group)
 
 
+def batch_metrics(run: "Run", parts: Sequence[Answered], *, fresh: int) -> dict[str, float]:
+    """What the answers of an iteration and their rewards say. The first `fresh` parts are the stream's own, and what
+    has no further name is of them alone: replayed prompts are of other tasks."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.scored.counts)  # type: ignore[arg-type]
+    metrics = reward_metrics(parts[:fresh]) | vote_metrics(run, parts[:fresh]) | count_metrics(counts) | _logged(parts)
+    replayed = _mean_reward(parts[fresh:])
+    if replayed is not None:
+        metrics["reward/replayed/mean"] = replayed
+    return metrics | (_by_task(parts) if len(run.tasks) > 1 else {})
+
+
 def reward_metrics(parts: Sequence[Answered]) -> dict[str, float]:
-    """Mean and spread of the reward and its components, what it counted, and what hacking it would show in: length and
-    truncation."""
+    """Mean and spread of the reward and its components, and what hacking it would show in: length and truncation."""
     flat_rollouts = [rollout for part in parts for group in part.rollouts for rollout in group]
     flat_scores = [score for part in parts for group in part.scored.scores for score in group]
     lengths = np.array([len(rollout.completion_ids) for rollout in flat_rollouts], dtype=float)
@@ -148,10 +160,7 @@ def reward_metrics(parts: Sequence[Answered]) -> dict[str, float]:
     for name in sorted({name for score in flat_scores for name in score.components}):
         components = [score.components[name] for score in flat_scores if name in score.components]
         metrics[f"reward/component/{name}"] = float(np.mean(components))
-    counts: Counter[str] = Counter()
-    for part in parts:
-        counts.update(part.scored.counts)  # type: ignore[arg-type]
-    return metrics | count_metrics(counts) | _logged(parts) | _by_task(parts)
+    return metrics
 
 
 def _logged(parts: Sequence[Answered]) -> dict[str, float]:
@@ -166,15 +175,15 @@ def _logged(parts: Sequence[Answered]) -> dict[str, float]:
 
 
 def _by_task(parts: Sequence[Answered]) -> dict[str, float]:
-    """The mean reward of each task, where there are several in the batch."""
-    if len(parts) == 1:
-        return {}
-    metrics = {}
-    for part in parts:
-        values = [score.value for group in part.scored.scores for score in group if score.value is not None]
-        if values:
-            metrics[f"reward/mean/{part.task.name}"] = float(np.mean(values))
-    return metrics
+    """The mean reward of each task in the batch, replayed prompts included."""
+    names = sorted({part.task.name for part in parts})
+    means = {name: _mean_reward([part for part in parts if part.task.name == name]) for name in names}
+    return {f"reward/mean/{name}": mean for name, mean in means.items() if mean is not None}
+
+
+def _mean_reward(parts: Sequence[Answered]) -> float | None:
+    values = [s.value for part in parts for group in part.scored.scores for s in group if s.value is not None]
+    return float(np.mean(values)) if values else None
 
 
 def vote_metrics(run: "Run", parts: Sequence[Answered]) -> dict[str, float]:

@@ -26,7 +26,7 @@ class LoopState:
     identity: dict[str, Any] = field(default_factory=dict)
     """What the detector of a hidden task remembers."""
     routes: dict[str, Any] = field(default_factory=dict)
-    """Prompts by which held-out ones find the adapter of their task."""
+    """Which adapters of tasks are kept, and prompts by which held-out ones find that of their task."""
     ended: list[int] = field(default_factory=list)
     """Lengths of the segments so far, where one ended before its budget was spent; empty where none did."""
     convergence: list[float] = field(default_factory=list)

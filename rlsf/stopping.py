@@ -7,6 +7,7 @@ from rlsf.config.schema import EvaluationConfig
 from rlsf.config.stream import ConvergenceConfig
 from rlsf.state import LoopState
 from rlsf.tasks import Segment
+from rlsf.text import did_you_mean
 
 if TYPE_CHECKING:
     from rlsf.run import Run
@@ -37,21 +38,33 @@ def should_stop(config: EvaluationConfig, state: LoopState) -> str | None:
     return None
 
 
-def end_if_converged(run: "Run", segment: Segment, metrics: Mapping[str, float]) -> None:
-    """Let the stream go on to the next segment where `stream.until` finds that this one no longer helps."""
+def start_counting(state: LoopState, segment: Segment, iteration: int) -> None:
+    """Where a segment begins, evaluations before it say nothing about whether it still helps."""
+    if iteration == segment.first:
+        state.evaluations_since_best = 0
+
+
+def end_if_converged(run: "Run", segment: Segment, metrics: Mapping[str, float]) -> bool:
+    """Let the stream go on to the next segment where `stream.until` finds that this one no longer helps. Returns
+    whether it does."""
     config = getattr(run.config.stream, "until", None)
     state = run.state
     if config is None:
-        return
-    value = metrics.get(config.metric.replace("{task}", segment.task))
-    if value is not None:
-        state.convergence.append(value)
+        return False
+    name = config.metric.replace("{task}", segment.task)
+    if name in metrics:
+        state.convergence.append(metrics[name])
+    elif not state.convergence and any(metric.startswith("validation/") for metric in metrics):
+        run.display.warn(
+            f"stream.until: there is no metric {name} yet, so it ends nothing{did_you_mean(name, metrics)}"
+        )
     reason = converged(config, state.convergence) if state.iteration < segment.last else None
     if reason is not None:
         run.display.say(f"{segment.task}, iteration {state.iteration}: {reason}; on to the next")
         run.end_segment(state.iteration)
     if reason is not None or state.iteration == segment.last:
         state.convergence.clear()
+    return reason is not None
 
 
 def converged(config: ConvergenceConfig, values: Sequence[float]) -> str | None:

@@ -1,6 +1,7 @@
-"""What counts as text."""
+"""What counts as text, and which text was meant."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -11,3 +12,9 @@ def is_unicode(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(map(is_unicode, value.items()))
     return not isinstance(value, list | tuple) or all(map(is_unicode, value))
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """A question to end a message about an unknown name with; empty where no valid one is like it."""
+    near = difflib.get_close_matches(name, list(valid), 1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -29,6 +29,8 @@ class PartWeights:
 class Additions:
     """Hooks of the update. An implementation overrides what it needs."""
 
+    needs_reference: bool = False
+    """Whether `weigh` asks for retention, so that samples need log-probabilities under the reference."""
     part_weights: PartWeights | None = None
     """None averages over all samples together, wherever they come from."""
 

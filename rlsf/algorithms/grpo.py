@@ -25,7 +25,7 @@ class Grpo:
     def __init__(
         self, config: GrpoConfig, policy: Policy, *, total_steps: int, dump_dir: Path, additions: Additions = NOTHING
     ) -> None:
-        self.needs_reference = config.kl_coef > 0
+        self.needs_reference = config.kl_coef > 0 or additions.needs_reference
         self._config = config
         self._policy = policy
         self._dump_dir = dump_dir

@@ -132,7 +132,13 @@ class PolicyGradient:
 
 
 def retention(tokens: TokenTensors, logprobs: Tensor) -> Tensor:
-    """Σ weight · (log π − log ref)² over the completion tokens; 0 where no sample has a weight."""
-    if tokens.reference is None or tokens.retention is None:
+    """Σ weight · (log π − log ref)² over the completion tokens; 0 where no sample has a weight.
+
+    Raises:
+        ValueError: samples have weights, and one of them no log-probabilities under the reference.
+    """
+    if tokens.retention is None or not tokens.retention.any():
         return logprobs.new_zeros(())
+    if tokens.reference is None:
+        raise ValueError("retention compares with the reference, and a sample has no log-probabilities under it")
     return (tokens.retention[:, None] * tokens.batch.completion_mask * (logprobs - tokens.reference) ** 2).sum()

@@ -48,7 +48,7 @@ class Ppo:
         dump_dir: Path,
         additions: Additions = NOTHING,
     ) -> None:
-        self.needs_reference = config.kl_coef > 0
+        self.needs_reference = config.kl_coef > 0 or additions.needs_reference
         self._config = config
         self._policy = policy
         self._dump_dir = dump_dir

@@ -1,9 +1,8 @@
 """Says in one line each what is wrong with a config: where, which key, what was found, what was expected."""
 
-import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 from rlsf.config.schema import NAME
 from rlsf.config.sections import Spec, paths_to, user_path
 from rlsf.config.yaml_text import Path
+from rlsf.text import did_you_mean
 from rollouts.config import Section
 
 _EXPECTED: dict[str, str] = {
@@ -124,7 +124,7 @@ def _pattern(pattern: str, spec: Spec) -> str:
 
 def _advice(spec: Spec, kind: str, value: Any, context: Mapping[str, Any]) -> str:
     if kind == "literal_error":
-        return _did_you_mean(str(value), re.findall(r"'([^']*)'", context["expected"]))
+        return did_you_mean(str(value), re.findall(r"'([^']*)'", context["expected"]))
     if spec.is_text and kind == "string_type" and value is not None and not isinstance(value, list | dict):
         return "; put it into quotes"
     return ""
@@ -140,7 +140,7 @@ def _unknown_key(path: Path, location: tuple[Any, ...], root: type[Section]) -> 
         others = [kind for kind, section in kinds.items() if key in section.model_fields]
         if others:
             return f"{unknown}; it belongs to kind {' and '.join(others)}"
-    near = _did_you_mean(key, spec.section.model_fields)
+    near = did_you_mean(key, spec.section.model_fields)
     if near:
         return unknown + near
     elsewhere = list(dict.fromkeys(paths_to(root, key)))
@@ -154,7 +154,7 @@ def _wrong_kind(path: Path, spec: Spec, value: Any) -> tuple[Path, str, str]:
     kind = value.get("kind") if isinstance(value, Mapping) else None
     if kind is None:
         return (*path, "kind"), "", f"missing; expected one of {valid}"
-    return (*path, "kind"), f"found {shown(kind)}; ", f"expected one of {valid}{_did_you_mean(str(kind), spec.kinds)}"
+    return (*path, "kind"), f"found {shown(kind)}; ", f"expected one of {valid}{did_you_mean(str(kind), spec.kinds)}"
 
 
 def _from_validator(path: Path, spec: Spec, message: str) -> tuple[Path, str, str]:
@@ -163,8 +163,3 @@ def _from_validator(path: Path, spec: Spec, message: str) -> tuple[Path, str, st
     if spec.section is not None and rest and key.split(".")[0] in spec.section.model_fields:
         return (*path, *key.split(".")), "", rest
     return path, "", message
-
-
-def _did_you_mean(name: str, valid: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(valid), 1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -292,7 +292,10 @@ class RunConfig(Section):
 
     @property
     def first_task(self) -> TaskConfig:
-        """That the stream begins with."""
+        """That the stream begins with; of a mixture, the one with the largest share."""
+        if isinstance(self.stream, DriftingStream):
+            start = self.stream.start
+            return max(self.tasks, key=lambda task: start.get(task.name, 0.0))
         order = getattr(self.stream, "order", None)
         return next((task for task in self.tasks if order is not None and task.name == order[0]), self.tasks[0])
 
@@ -306,7 +309,7 @@ class RunConfig(Section):
 
     @property
     def task_iterations(self) -> tuple[int, ...]:
-        """Iterations of each task, in the order of the stream (see `TaskConfig.iterations`)."""
+        """Iterations of each task, in the order in which they are listed (see `TaskConfig.iterations`)."""
         own = [task.iterations for task in self.tasks]
         sharing = own.count(None)
         rest = self.loop.iterations - sum(budget or 0 for budget in own)
@@ -407,6 +410,7 @@ class RunConfig(Section):
             raise ValueError(
                 f"continual.orthogonal.rank: model.lora.r ({rank}) must be a multiple of {continual.orthogonal.rank}"
             )
+        self._check_mixtures()
         hidden = continual.identity.kind != "known"
         if hidden and self.warm_start is not None and self.warm_start.tasks == "each":
             raise ValueError("warm_start.tasks: each must know when a task begins, and continual.identity hides it")
@@ -420,6 +424,40 @@ class RunConfig(Section):
             raise ValueError("clusters.curriculum.of: prompts cannot be told apart by answers they have not got yet")
         if continual.cppo is not None and self.algorithm.kind == "dpo":
             raise ValueError("continual.cppo: it weighs single samples, and dpo learns from pairs; take grpo or ppo")
+
+    def _check_mixtures(self) -> None:
+        """What speaks of a task and the next needs tasks that follow each other."""
+        continual = self.continual
+        if isinstance(self.stream, JointStream | DriftingStream):
+            if self.warm_start is not None and self.warm_start.tasks == "each":
+                raise ValueError(
+                    f"warm_start.tasks: in a {self.stream.kind} stream no task begins when another ends; take all"
+                )
+            if continual.adapters is not None:
+                raise ValueError(
+                    f"continual.adapters: in a {self.stream.kind} stream tasks are trained together, in one adapter"
+                )
+        if isinstance(self.stream, JointStream):
+            self._check_joint(continual)
+        compares = self.algorithm.kind == "dpo" or self.algorithm.kl_coef > 0
+        if continual.reference == "last_task" and not compares and continual.cppo is None:
+            raise ValueError(
+                "continual.reference: nothing is compared with it; set algorithm.kl_coef above 0, or take dpo or cppo"
+            )
+        if continual.transfer is not None and self.replay.ratio == 0:
+            raise ValueError(
+                "continual.transfer: without replay no batch has groups of earlier tasks; set replay.ratio above 0"
+            )
+
+    @staticmethod
+    def _check_joint(continual: ContinualConfig) -> None:
+        idle = [name for name in ("l2", "ewc", "orthogonal", "distill", "cppo") if getattr(continual, name) is not None]
+        if continual.layers is not None and continual.layers.from_task > 1:
+            idle.append("layers.from_task")
+        if continual.reference == "last_task":
+            idle.append("reference")
+        if idle:
+            raise ValueError(f"continual.{idle[0]}: in a joint stream no task comes after another; leave it out")
 
     def _check_budgets(self) -> None:
         names = [task.name for task in self.tasks]

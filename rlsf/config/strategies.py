@@ -113,7 +113,8 @@ class AdaptersConfig(Section):
     combination: Literal["linear", "ties", "dare_linear", "dare_ties", "svd", "magnitude_prune"] = "linear"
     """How peft's `add_weighted_adapter` merges."""
     weight: float | None = Field(None, gt=0)
-    """Of each adapter in the merge; None takes 1 / tasks, for `ties` and `dare_ties` 1."""
+    """Of each adapter in the merge. None merges equal adapters into themselves: 1 for `ties` and `dare_ties`, 1 / tasks
+    for `svd`, and 1 / tasks² for the others, which peft adds up as ΣA and ΣB, each with the root of the weight."""
     density: float = Field(0.5, gt=0, le=1)
     """Share of the weights that `ties`, `dare_*` and `magnitude_prune` keep."""
 
@@ -142,6 +143,12 @@ class ContinualConfig(Section):
         if self.adapters is not None and self.orthogonal is not None:
             raise ValueError(
                 "adapters: orthogonal keeps a block of one adapter for each task already; take one of them"
+            )
+        held = [name for name in ("l2", "ewc", "distill") if getattr(self, name) is not None]
+        if self.adapters is not None and self.adapters.init == "start" and held:
+            raise ValueError(
+                f"{held[0]}: it holds on to the last task's policy, and with adapters each task begins anew; set "
+                "adapters.init: last, or leave it out"
             )
         if self.adapters is not None and self.reference == "last_task":
             raise ValueError("adapters: each begins with, or is compared with, the start; leave reference at start")

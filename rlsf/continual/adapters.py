@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft.tuners.lora import LoraLayer
 from scipy.spatial import cKDTree
 
 from rlsf.clustering.memory import Context
 from rlsf.clustering.projection import fit_projection
 from rlsf.config.strategies import AdaptersConfig
 from rlsf.errors import ModelError
-from rlsf.files import clear_os_errors
+from rlsf.files import clear_os_errors, remove
 from rlsf.policy import POLICY, REFERENCE, Policy
 
 REMEMBERED = 128
@@ -34,6 +35,10 @@ class AdapterBank:
         self._config = config
         self._policy = policy
         self._folder = folder
+        self._kept: dict[str, int] = {}
+        """By task: the iteration after which its adapter was kept."""
+        self._aside = ""
+        """The task whose adapter the policy held before others were served; empty where none are."""
 
     @property
     def routes(self) -> bool:
@@ -51,23 +56,24 @@ class AdapterBank:
         contexts = list(self._seen.values())
         if not contexts:
             return [""] * len(points)
-        pooled = np.concatenate([*(context.points for context in contexts), points])
-        projected = fit_projection(pooled, DIMENSIONS)(pooled)
-        *seen, new = np.split(projected, np.cumsum([len(context.points) for context in contexts]))
-        distances = np.stack([cKDTree(own).query(new)[0] for own in seen])
+        project = fit_projection(np.concatenate([context.points for context in contexts]), DIMENSIONS)
+        distances = np.stack([cKDTree(project(context.points)).query(project(points))[0] for context in contexts])
         return [contexts[index].name for index in distances.argmin(axis=0)]
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, as JSON."""
-        return {name: context.to_json() for name, context in self._seen.items()}
+        return {"kept": self._kept, "seen": {name: context.to_json() for name, context in self._seen.items()}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
-        self._seen = {name: Context.from_json(data) for name, data in state.items()}
+        """Go on from `state`; an empty one is that of a bank that has nothing yet."""
+        self._kept = dict(state.get("kept", {}))
+        self._seen = {name: Context.from_json(data) for name, data in state.get("seen", {}).items()}
 
     def folder_of(self, task: str) -> Path:
-        """Where the adapter of a task is kept."""
-        return self._folder / "tasks" / task
+        """Where the adapter of a task is kept, as the last `keep` or the checkpoint left it."""
+        if task == self._aside:
+            return self._folder / "serving"
+        return self._folder / "tasks" / task / f"iter_{self._kept[task]:06d}"
 
     @property
     def merged(self) -> Path:
@@ -85,10 +91,27 @@ class AdapterBank:
             return True
         return False
 
-    def keep(self, task: str) -> None:
-        """Write the policy down as the adapter of `task`."""
+    def keep(self, task: str, iteration: int) -> None:
+        """Write the policy down as the adapter that `task` has after `iteration`. Older ones stay until no checkpoint
+        names them: a run that is resumed may go back to them."""
+        self._kept[task] = iteration
         with clear_os_errors(self.folder_of(task)):
             self._policy.save_adapter(self.folder_of(task))
+
+    def set_aside(self, task: str) -> None:
+        """The policy, which is the adapter of `task`, is going to be others; `take_back` makes it the same again. Until
+        then `task` is served with it as it is now."""
+        self._aside = task
+        folder = self.folder_of(task)
+        with clear_os_errors(folder):
+            self._policy.save_adapter(folder)
+
+    def take_back(self) -> None:
+        """Undo `set_aside`."""
+        folder = self.folder_of(self._aside)
+        self._policy.load_adapter(folder)
+        self._aside = ""
+        remove(folder)
 
     def key_for(self, task: str) -> str:
         """Equal for tasks that are answered by the same adapter."""
@@ -125,6 +148,7 @@ class AdapterBank:
                     density=self._config.density if self._config.combination in _PRUNING else None,
                 )
             self._policy.copy_adapter(_MERGED, POLICY)
+            self._undo_scaling()
             with clear_os_errors(self.merged):
                 self._policy.save_adapter(self.merged)
         except ValueError as error:
@@ -134,7 +158,18 @@ class AdapterBank:
                 if name in model.peft_config:
                     model.delete_adapter(name)
 
+    def _undo_scaling(self) -> None:
+        """peft works the adapters' scaling (alpha / r) into the weights that it merges, and gives the merged adapter a
+        scaling of 1; the policy's own would come on top."""
+        for module in self._policy.model.modules():
+            if isinstance(module, LoraLayer) and POLICY in module.scaling:
+                module.lora_B[POLICY].weight.data.mul_(module.scaling[_MERGED] / module.scaling[POLICY])
+
     def _weight(self, tasks: int) -> float:
+        """So that equal adapters are merged into themselves: `ties` and `dare_ties` average by themselves, `svd` adds
+        up products B·A, and the others add up A and B each by itself with the root of the weight."""
         if self._config.weight is not None:
             return self._config.weight
-        return 1.0 if self._config.combination in ("ties", "dare_ties") else 1 / tasks
+        if self._config.combination in ("ties", "dare_ties"):
+            return 1.0
+        return 1 / tasks if self._config.combination == "svd" else 1 / tasks**2

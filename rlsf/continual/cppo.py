@@ -39,10 +39,9 @@ def cppo_weights(config: CppoConfig, experiences: Sequence[Experience]) -> dict[
 def _levels(values: Sequence[float], spread: float) -> list[int]:
     """1 where high, −1 where low, else 0; all 0 where the values do not differ."""
     array = np.array(values)
-    deviation = array.std()
-    if deviation == 0:
+    if np.ptp(array) <= 1e-9 * np.abs(array).max():  # the deviation of equal numbers is seldom exactly 0
         return [0] * len(values)
-    distances = (array - array.mean()) / deviation
+    distances = (array - array.mean()) / array.std()
     return [int(d >= spread) - int(d <= -spread) for d in distances]
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from rlsf.continual.metrics import MATRIX_METRICS, stability_gap
 from rlsf.evaluation.statistics import Estimate, wilson
 from rlsf.policy import BASE
 from rlsf.run_dir import read_jsonl
+from rollouts.types import Prompt
 
 if TYPE_CHECKING:
     from rlsf.run import Run
@@ -155,17 +156,18 @@ def validation_curves(run: "Run", matrix: ScoreMatrix) -> dict[str, list[float]]
     return curves
 
 
-def kl_from_base(run: "Run", task: "Task") -> float:
-    """k3 estimate of KL(π ‖ untouched model) in nats per token, π being what the engine serves: mean of r − 1 − log r
-    with r = base / π (http://joschu.net/blog/kl-approx.html), on completions of some test prompts."""
-    sampling = run.sampling(task)
-    groups = run.engine.generate(task.test[:KL_PROMPTS], sampling, seed=run.seed("kl", task.name))
+def kl_terms(run: "Run", task: "Task", prompts: Sequence[Prompt]) -> np.ndarray:
+    """Of every token of one completion per prompt: r − 1 − log r with r = base / π, π being what the engine serves.
+    Their mean is the k3 estimate of KL(π ‖ untouched model) in nats per token
+    (http://joschu.net/blog/kl-approx.html)."""
+    sampling = replace(run.sampling(task), n=1)
+    groups = run.engine.generate(prompts, sampling, seed=run.seed("kl", task.name))
     rollouts = [group[0] for group in groups if group[0].completion_ids]
+    if not rollouts:
+        return np.zeros(0)
     rows = run.policy.logprobs(rollouts, adapter=BASE, temperature=sampling.temperature)
-    if not rows:
-        return 0.0
     log_ratio = np.concatenate(rows) - np.concatenate([rollout.logprobs for rollout in rollouts])
-    return float((np.exp(log_ratio) - 1 - log_ratio).mean())
+    return np.exp(log_ratio) - 1 - log_ratio
 
 
 def _interval(estimate: Estimate | None) -> tuple[float, float] | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlsf.algorithms.samples import token_pair
+from rlsf.config.stream import BlurredStream, DriftingStream
 from rlsf.errors import TrainingError
 from rlsf.experience import Group
 from rlsf.forward import TokenPair
@@ -179,9 +180,15 @@ def draw(run: "Run", count: int, iteration: int, *, earlier_only: bool = False) 
         iteration=iteration,
         policy_version=run.state.policy_version,
         exclude_iteration=iteration,
-        exclude_tasks=(run.state.task,) if only_earlier else (),
+        exclude_tasks=_not_earlier(run) if only_earlier else (),
         shares=_shares(run),
     )
+
+
+def _not_earlier(run: "Run") -> set[str]:
+    """The current task, and where tasks take part in iterations before they lead: those that never led."""
+    mixed = isinstance(run.config.stream, BlurredStream | DriftingStream)
+    return {run.state.task} | (set(run.tasks) - {*run.state.tasks} if mixed else set())
 
 
 def _shares(run: "Run") -> Mapping[str | int, float] | None:

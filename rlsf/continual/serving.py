@@ -5,6 +5,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from rlsf.continual.matrix import KL_PROMPTS, kl_terms
 from rlsf.evaluation.evaluate import Evaluation, Outcome
 from rollouts.types import Prompt
 
@@ -26,16 +29,29 @@ class Serving:
 
     def evaluate(self, task: "Task", split: str, prompts: Sequence[Prompt], samples: int) -> Evaluation:
         """See `Run.evaluate`, which asks whoever is served."""
-        if self._run.adapters is None or not self._run.state.task:
-            return self._run.evaluate(task, split, prompts, samples)
         outcomes: dict[int, Outcome] = {}
-        names = self._answerers(task, prompts)
-        for name in dict.fromkeys(names):
-            own = [index for index, answerer in enumerate(names) if answerer == name]
-            self._serve(name)
+        for own in self._each_served(task, prompts):
             result = self._run.evaluate(task, split, [prompts[index] for index in own], samples)
             outcomes.update(zip(own, result.outcomes, strict=True))
         return replace(result, outcomes=tuple(outcomes[index] for index in range(len(prompts))))
+
+    def kl_from_base(self, task: "Task") -> float:
+        """Of those who answer the test prompts of `task`; see `rlsf.continual.matrix.kl_terms`."""
+        prompts = task.test[:KL_PROMPTS]
+        terms = [
+            kl_terms(self._run, task, [prompts[index] for index in own]) for own in self._each_served(task, prompts)
+        ]
+        return float(np.concatenate(terms).mean()) if any(map(len, terms)) else 0.0
+
+    def _each_served(self, task: "Task", prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+        """Serves one adapter after the other, and says which of the prompts are its to answer."""
+        if self._run.adapters is None or not self._run.state.task:
+            yield list(range(len(prompts)))
+            return
+        names = self._answerers(task, prompts)
+        for name in dict.fromkeys(names):
+            self._serve(name)
+            yield [index for index, answerer in enumerate(names) if answerer == name]
 
     def _answerers(self, task: "Task", prompts: Sequence[Prompt]) -> list[str]:
         """By prompt, the task whose adapter answers it."""
@@ -49,6 +65,8 @@ class Serving:
         adapters = self._run.adapters
         assert adapters is not None
         if adapters.key_for(name) != self._key:
+            if self._key is None:
+                adapters.set_aside(self._run.state.task)
             adapters.serve(name, self._run.state.tasks)
             self._run.deliver()
             self._key = adapters.key_for(name)
@@ -57,11 +75,9 @@ class Serving:
 @contextmanager
 def serving(run: "Run") -> Iterator[Serving]:
     """Within the block other adapters than the policy may be served; afterwards it is the policy again."""
-    if run.adapters is not None and run.state.task:
-        run.adapters.keep(run.state.task)
     served = Serving(run)
     yield served
     if served.has_delivered:
         assert run.adapters is not None
-        run.policy.load_adapter(run.adapters.folder_of(run.state.task))
+        run.adapters.take_back()
         run.deliver()

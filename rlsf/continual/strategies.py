@@ -42,6 +42,7 @@ class Strategies(Additions):
         self._values: dict[str, float] = {}
         if config.layers is not None:
             check_layers(config.layers, self._names)
+        self.needs_reference = config.cppo is not None and config.cppo.coef > 0
         if config.transfer is not None:
             self.part_weights = PartWeights(config.transfer.source, config.transfer.target)
 
@@ -111,7 +112,10 @@ class Strategies(Additions):
         return [rate * factor for rate, factor in zip(found, factors, strict=True)]
 
     def weigh(self, experiences: Sequence[Experience]) -> Mapping[str, SampleWeight]:
-        return cppo_weights(self._config.cppo, experiences) if self._config.cppo is not None else {}
+        if self._config.cppo is None:
+            return {}
+        config = self._config.cppo if self._ended else self._config.cppo.model_copy(update={"coef": 0.0})
+        return cppo_weights(config, experiences)  # the first task has no policy before it to hold on to
 
     def metrics(self) -> dict[str, float]:
         """Values of the penalties at the last optimizer step, each with its coefficient; but `distill` is the mean KL

@@ -1,12 +1,14 @@
 """What a run does when its task changes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlsf.config.clustering import KnownIdentity
 from rlsf.continual.replaying import draw, rehearsed
 from rlsf.continual.strategies import newest_experiences
+from rlsf.experience import Group
 from rlsf.tasks import Part, Segment
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ def enter_task(run: "Run", name: str, iteration: int) -> dict[str, float]:
             f"continual.orthogonal: no block of the adapter is left for task {name}, which shares the last one; raise "
             "model.lora.r"
         )
+    if run.config.continual.orthogonal is not None:
+        run.algorithm.forget_moments()  # of another block: a new one would take steps far too large
     if run.adapters is not None and run.adapters.begin(name, known):
         run.algorithm.forget_moments()
         run.deliver()
@@ -60,13 +64,24 @@ def enter_task(run: "Run", name: str, iteration: int) -> dict[str, float]:
 def remember_prompts(run: "Run", parts: Sequence[Part]) -> None:
     """Where held-out prompts are routed to the adapter of the task they resemble: what the current one's look like."""
     if run.adapters is not None and run.adapters.routes:
-        points = run.embeddings.prompts([prompt for part in parts for prompt in part.prompts])
-        run.adapters.remember(run.state.task, np.asarray(points))
+        for part in parts:
+            label = run.label_of(part.task)
+            if label == run.state.task:  # a neighbour's prompts do not make the adapter theirs
+                run.adapters.remember(label, np.asarray(run.embeddings.prompts(part.prompts)))
+
+
+def _groups_of(run: "Run", name: str) -> Iterator[Group]:
+    """Of a task, newest first. Where tasks are hidden, a change is noticed some batches late, and those that showed it
+    stand under the name of the task before."""
+    identity = run.config.continual.identity
+    late = 0 if isinstance(identity, KnownIdentity) else identity.consecutive - 1
+    groups = run.replay.groups(task=name, newest_first=True)
+    return (group for group in groups if group.iteration <= run.state.iteration - late)
 
 
 def _leave(run: "Run", name: str) -> None:
     wanted = run.strategies.fisher_samples
-    recent = newest_experiences(run.replay.groups(task=name, newest_first=True), wanted) if wanted else []
+    recent = newest_experiences(_groups_of(run, name), wanted) if wanted else []
     if wanted and not recent:
         run.display.warn(
             f"continual: the replay store holds no completion of task {name}, so no Fisher information can be "
@@ -76,4 +91,4 @@ def _leave(run: "Run", name: str) -> None:
     if run.config.continual.reference == "last_task":
         run.state.reference_since = run.state.iteration + 1
     if run.adapters is not None:
-        run.adapters.keep(name)
+        run.adapters.keep(name, run.state.iteration)

@@ -100,9 +100,9 @@ def find_adapter(directory: RunDir, name: str) -> tuple[Path | None, int | None]
             iterations["best"], adapters["best"] = best, directory.best_adapter(best)
         if canary is not None and directory.guard_adapter(canary).exists():
             iterations["canary"], adapters["canary"] = canary, directory.guard_adapter(canary)
-    for path in sorted([*(directory.adapters / "tasks").glob("*"), *directory.adapters.glob("merged")]):
-        if path.name not in adapters and (path / "adapter_config.json").is_file():
-            adapters[path.name] = path
+    for key, path in (directory.task_adapters() | {"merged": directory.adapters / "merged"}).items():
+        if (path / "adapter_config.json").is_file():
+            adapters.setdefault(key, path)
     if name not in adapters:
         raise RunDirError(f"{directory.path} has no adapter {name!r}; it has {', '.join(['base', *sorted(adapters)])}")
     return adapters[name], iterations.get(name)
