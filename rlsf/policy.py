@@ -139,6 +139,16 @@ class Policy:
         finally:
             self.model.eval()
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Dropout off within the block, be it inside `training` or not."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in backward passes: less memory, a third more time, and no shared prompts."""
         self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})

@@ -208,9 +208,9 @@ class Run:
         """Prompts from the store in an iteration, in the mode `prompts`."""
         return round(self.config.replay.ratio * self.config.loop.prompts)
 
-    def generate(self, part: Part, number: int, iteration: int) -> list[list[Rollout]]:
-        """Rollouts for the `number`-th part of an iteration's prompts, counted from 0."""
-        names = ("generate", iteration, *((number, part.task.name) if number else ()))
+    def generate(self, part: Part, number: int, iteration: int, *, purpose: str = "generate") -> list[list[Rollout]]:
+        """Rollouts for the `number`-th part of an iteration's prompts, counted from 0; for another purpose, others."""
+        names = (purpose, iteration, *((number, part.task.name) if number else ()))
         return self.engine.generate(part.prompts, self.sampling(part.task), seed=self.seed(*names))
 
     # -- phases --------------------------------------------------------------------------------------------------------

@@ -59,10 +59,5 @@ class Distillation:
     @torch.no_grad()
     def _target(self, batch: forward.PaddedBatch) -> Tensor:
         """(B, T, H) hidden states under the last policy, without dropout."""
-        model = self._policy.model
-        was_training = model.training
-        model.eval()
-        with self._policy.using(LAST):
-            hidden = forward.completion_hidden_states(self._policy.causal_lm, batch)
-        model.train(was_training)
-        return hidden
+        with self._policy.evaluating(), self._policy.using(LAST):
+            return forward.completion_hidden_states(self._policy.causal_lm, batch)

@@ -15,8 +15,8 @@ def fisher_diagonal(policy: Policy, experiences: Sequence[Experience]) -> list[T
     the order of `Policy.parameters` (arXiv 1612.00796, below eq. 3; completions sampled from the policy make it the
     true Fisher information, and not the empirical one of given labels).
 
-    One backward pass per completion: the square of a batch's mean gradient would be another thing, and 0 where the
-    gradients are 1 and −1.
+    Dropout is off. One backward pass per completion: the square of a batch's mean gradient would be another thing, and
+    0 where the gradients are 1 and −1.
 
     Args:
         experiences: at least one, each with a token; the temperature they were sampled at is the distribution's.
@@ -28,7 +28,7 @@ def fisher_diagonal(policy: Policy, experiences: Sequence[Experience]) -> list[T
         raise ValueError("the Fisher information needs at least one completion")
     parameters = policy.parameters()
     totals = [torch.zeros_like(parameter) for parameter in parameters]
-    with torch.enable_grad():
+    with torch.enable_grad(), policy.evaluating():
         for experience in experiences:
             rollout = experience.rollout
             batch = forward.collate([(rollout.prompt_ids, rollout.completion_ids)], policy.pad_id, policy.device)

@@ -29,11 +29,14 @@ class ScoreMatrix:
 
     tasks: tuple[str, ...]
     rows: tuple[str, ...]
-    """What each row comes after: `start`, then the task that led each segment."""
+    """What each row comes after: `base`, the untouched model, then the task that led each segment."""
     shares: Mapping[tuple[int, str], np.ndarray]
     """By row and task: for each test prompt, the share of samples that were right."""
     learned: tuple[int | None, ...]
     """By task, the row after the segment in which it was first trained; None for one that never was."""
+    taught: tuple[int | None, ...] = ()
+    """By task, the row after the segment in which it first took part, be it beside another that led; empty where that
+    is the same as `learned`."""
     samples: int = 1
     """Per test prompt."""
 
@@ -49,7 +52,7 @@ class ScoreMatrix:
     def metrics(self, *, seed: int) -> dict[str, Estimate | None]:
         """Each metric of `rlsf.continual.metrics` with a percentile bootstrap interval over prompts (the same in
         every row, so that differences between rows are paired); None where it is not defined."""
-        found = {name: metric(self.values(), self.learned) for name, metric in MATRIX_METRICS.items()}
+        found = {name: metric(self.values(), self._rows_for(name)) for name, metric in MATRIX_METRICS.items()}
         draws = self._resampled(seed)
         return {name: self._estimate(value, draws[name]) for name, value in found.items()}
 
@@ -68,8 +71,15 @@ class ScoreMatrix:
                 {(row, task): shares[chosen[task]].mean() for (row, task), shares in self.shares.items()}
             )
             for name, metric in MATRIX_METRICS.items():
-                draws[name].append(metric(matrix, self.learned))
+                draws[name].append(metric(matrix, self._rows_for(name)))
         return draws
+
+    def _rows_for(self, metric: str) -> tuple[int | None, ...]:
+        """`learned`; but what was trained beside another task before it led has nothing that could be forward transfer
+        alone."""
+        if metric != "FWT" or not self.taught:
+            return self.learned
+        return tuple(led if led == first else None for led, first in zip(self.learned, self.taught, strict=True))
 
     def _means(self, cells: Mapping[tuple[int, str], float]) -> np.ndarray:
         matrix = np.full((len(self.rows), len(self.tasks)), np.nan)
@@ -86,7 +96,7 @@ def read_matrix(run: "Run") -> ScoreMatrix | None:
     tasks = tuple(task.name for task in run.graded_tasks)
     if not tasks:
         return None
-    labels = [("start", "warm_start" if run.config.warm_start else "base")]
+    labels = [("base", "base")]
     for segment in run.stream.segments:
         last = segment.last >= run.state.iteration
         labels.append((segment.task, "final" if last else f"iter_{segment.last:06d}"))
@@ -98,24 +108,28 @@ def read_matrix(run: "Run") -> ScoreMatrix | None:
         for task in tasks
         if run.has_evaluation(label, task)
     }
-    learned = tuple(first_trained(run, task, len(labels)) for task in tasks)
-    return ScoreMatrix(tasks, tuple(name for name, _ in labels), shares, learned, run.config.evaluation.final_samples)
+    learned = tuple(first_led(run, task, len(labels)) for task in tasks)
+    taught = tuple(first_trained(run, task, len(labels)) for task in tasks)
+    rows = tuple(name for name, _ in labels)
+    return ScoreMatrix(tasks, rows, shares, learned, taught, run.config.evaluation.final_samples)
 
 
-def first_trained(run: "Run", task: str, rows: int) -> int | None:
+def first_led(run: "Run", task: str, rows: int) -> int | None:
     """The first segment that a task leads; for one that leads none, the first in which it takes part. None where the
     run did not get that far.
 
     Args:
         rows: of the matrix: the segments that the run got to, and one.
     """
-    reached = [segment for segment in run.stream.segments if segment.number < rows]
-    for segment in reached:
-        if segment.task == task:
-            return segment.number
-    if any(segment.task == task for segment in run.stream.segments):
-        return None
-    for segment in reached:
+    leads = [segment.number for segment in run.stream.segments if segment.task == task]
+    if leads:
+        return leads[0] if leads[0] < rows else None
+    return first_trained(run, task, rows)
+
+
+def first_trained(run: "Run", task: str, rows: int) -> int | None:
+    """The first segment in which a task takes part; None where the run did not get that far."""
+    for segment in run.stream.segments[: rows - 1]:
         if any(task in run.stream.schedule.shares(i) for i in range(segment.first, segment.last + 1)):
             return segment.number
     return None

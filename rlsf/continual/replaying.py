@@ -1,5 +1,6 @@
 """What a run puts into the replay store, and what comes back from it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -9,13 +10,14 @@ import numpy as np
 
 from rlsf.algorithms.samples import token_pair
 from rlsf.config.stream import BlurredStream, DriftingStream
-from rlsf.errors import TrainingError
+from rlsf.errors import DataError, TrainingError
 from rlsf.experience import Group
 from rlsf.forward import TokenPair
 from rlsf.paths import expand
 from rlsf.preferences import opinions, reward_of
 from rlsf.scoring import Answered, make_groups, score_rollouts
 from rlsf.tasks import Part
+from rlsf.tasks.rows import folded
 
 if TYPE_CHECKING:
     from rlsf.clustering.population import Population
@@ -31,7 +33,7 @@ def begin_with(run: "Run") -> int:
     0 and policy version 0 from now on, and the reference that they were compared with was another.
 
     Raises:
-        DataError: a row of the file is broken.
+        DataError: a row of the file is broken, or this run can use no group of the file.
     """
     path = run.config.replay.begin_with
     if path is None:
@@ -39,7 +41,12 @@ def begin_with(run: "Run") -> int:
     from rlsf.replay.exchange import import_groups
 
     known = {group.id for group in run.replay.groups()}  # of a start that was killed
-    fresh = (_of_before(group) for group in import_groups(expand(path)) if group.id not in known)
+    unusable = _Unusable(run)
+    fresh = (
+        _of_before(group)
+        for group in import_groups(expand(path))
+        if not unusable.because(group) and group.id not in known
+    )
     count = 0
     while groups := list(islice(fresh, BATCH)):
         if run.population is None:
@@ -49,7 +56,42 @@ def begin_with(run: "Run") -> int:
         count += len(groups)
     if run.population is not None and count:
         _fit_clusters(run, run.population, 0)
+    left_out = ", ".join(f"{number} {reason}" for reason, number in unusable.counts.items())
+    if left_out:
+        run.display.warn(f"replay.begin_with: left out of {path}: {left_out}")
+    if not count and not known:
+        raise DataError(f"replay.begin_with: {path} has no group that this run can use: {left_out or 'it is empty'}")
     return count
+
+
+class _Unusable:
+    """Says why this run cannot use groups of an earlier one, and counts them."""
+
+    def __init__(self, run: "Run") -> None:
+        self._run = run
+        self._held_out = {
+            folded(prompt.text) for task in run.tasks.values() for prompt in (*task.validation, *task.test)
+        }
+        self.counts: Counter[str] = Counter()
+
+    def because(self, group: Group) -> str:
+        """The reason; empty where the group can be used."""
+        reason = self._reason(group)
+        if reason:
+            self.counts[reason] += 1
+        return reason
+
+    def _reason(self, group: Group) -> str:
+        run, prompt = self._run, group.prompt
+        if folded(prompt.text) in self._held_out:
+            return "of prompts that this run is validated or tested on"
+        if run.config.replay.mode == "samples":
+            return ""
+        if prompt.task not in run.tasks:
+            return "of tasks that this run does not have, so that their prompts cannot be answered anew"
+        if run.config.uses_labels() and prompt.id not in run.training_prompts:
+            return "of prompts without the label that the reward needs to grade new answers"
+        return ""
 
 
 def _of_before(group: Group) -> Group:
@@ -114,7 +156,7 @@ def rehearsed(run: "Run", iteration: int) -> list[TokenPair]:
         return best_answers(draw(run, count, iteration, earlier_only=True))
     found = []
     for number, part in enumerate(replayed_prompts(run, iteration, count), start=1):
-        rollouts = run.generate(part, number, iteration)
+        rollouts = run.generate(part, number, iteration, purpose="rehearse")
         scored = score_rollouts(run, part.task, part.prompts, rollouts, iteration)
         answered = Answered(part, rollouts, scored)
         found += best_answers(make_groups(run, answered, iteration))

@@ -55,7 +55,8 @@ def enter_task(run: "Run", name: str, iteration: int) -> dict[str, float]:
     warm_start = run.config.warm_start
     if warm_start is None or warm_start.tasks != "each" or not known or name in known:
         return {}
-    run.strategies.replay(draw(run, run.strategies.distilled_groups, iteration, earlier_only=True))
+    compared = run.strategies.distilled_groups * warm_start.steps  # as many as its steps would draw one by one
+    run.strategies.replay(draw(run, compared, iteration, earlier_only=True))
     metrics = run.warm_start(run.tasks[name], rehearsed=rehearsed(run, iteration))
     run.deliver()
     return metrics
