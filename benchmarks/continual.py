@@ -167,7 +167,9 @@ def report() -> None:
             reached = validation_accuracy(read(cell))
             rows.append(Row(f"tuning, {name}: accuracy on validation prompts", reached, "share", seeds=(0,)))
             print(f"tuning, {name}: accuracy on validation prompts {reached:.3f}")
-    plot({title: by_method for title, by_method in panels.items() if title != REAL})
+    orders = {title: by_method for title, by_method in panels.items() if title != REAL}
+    if orders:
+        plot(orders)
     cells = [by_seed for by_method in found.values() for by_seed in by_method.values()]
     cells += [_read({0: cell}) for cell in tuned.values()]
     summaries = [summary for by_seed in cells for summary in by_seed.values()]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from reward.types import Score
@@ -14,6 +15,7 @@ from rlsf import forward
 from rlsf.algorithms.additions import Additions, PartWeights, SampleWeight
 from rlsf.algorithms.base import create_algorithm
 from rlsf.config.algorithms import DpoConfig, GrpoConfig, PpoConfig
+from rlsf.config.schema import RunConfig
 from rlsf.config.strategies import ContinualConfig, CppoConfig, EwcConfig, L2Config, LayersConfig, OrthogonalConfig
 from rlsf.continual.cppo import cppo_weights
 from rlsf.continual.fisher import fisher_diagonal
@@ -377,14 +379,16 @@ def test_distillation_is_the_mean_divergence_from_the_last_policy(direction: str
     assert strategies.metrics()["continual/distill"] == pytest.approx(np.mean(divergences), rel=1e-4)
 
 
-def divergences_from_last(policy: Policy, experience: Experience, direction: str) -> list[float]:
+def divergences_from_last(
+    policy: Policy, experience: Experience, direction: str, *, temperature: float = 1.0
+) -> list[float]:
     rollout = experience.rollout
     ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
     rows = slice(len(rollout.prompt_ids) - 1, ids.shape[1] - 1)
     with torch.no_grad():
-        log_p = policy.causal_lm(input_ids=ids).logits[0, rows].log_softmax(-1)
+        log_p = (policy.causal_lm(input_ids=ids).logits[0, rows] / temperature).log_softmax(-1)
         with policy.using(LAST):
-            log_q = policy.causal_lm(input_ids=ids).logits[0, rows].log_softmax(-1)
+            log_q = (policy.causal_lm(input_ids=ids).logits[0, rows] / temperature).log_softmax(-1)
     first, second = (log_q, log_p) if direction == "forward" else (log_p, log_q)
     return (first.exp() * (first - second)).sum(-1).tolist()
 
@@ -497,3 +501,123 @@ def test_the_newest_completions_come_from_as_many_groups_as_there_are() -> None:
     assert [e.rollout.group_id for e in found] == [groups[i].id for i in (0, 1, 2, 0, 1)]
     assert len(newest_experiences(newest(), 99)) == 12
     assert [e.rollout.group_id for e in newest_experiences(newest(), 2)] == [groups[0].id, groups[1].id]
+
+
+# -- what went unnoticed once ------------------------------------------------------------------------------------------
+
+
+def test_fisher_and_distillation_leave_dropout_off_and_keep_the_temperature() -> None:
+    policy = make_policy(dropout=0.5)
+    perturb(policy, scale=0.2)
+    groups = make_groups(policy, lambda rollout: 0.0, prompts=2, temperature=0.5)
+    experiences = experiences_of(groups)
+    strategies = Strategies(ContinualConfig(distill={}), policy, micro_batch_tokens=512)
+    strategies.end_task([])
+    strategies.replay(groups)
+    calm = fisher_diagonal(policy, experiences)
+    with policy.training():
+        for ours, theirs in zip(fisher_diagonal(policy, experiences), calm, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        assert policy.model.training
+    warmer = [
+        replace(e, rollout=replace(e.rollout, sampling=replace(e.rollout.sampling, temperature=1.0)))
+        for e in experiences
+    ]
+    assert not torch.allclose(fisher_diagonal(policy, warmer)[0], calm[0], rtol=0.05)
+    assert sum(value.item() for value in strategies.penalties()) == pytest.approx(0, abs=1e-7)
+    with policy.training():  # the policy's own dropout is on, the last one's is off
+        targets = [strategies._distillation._target(batch_of(policy, experiences)) for _ in range(2)]  # type: ignore[union-attr]
+    torch.testing.assert_close(*targets, rtol=0, atol=0)
+    perturb(policy, seed=3, scale=0.2)
+    value = sum(value.item() for value in strategies.penalties())
+    expected = [d for e in experiences for d in divergences_from_last(policy, e, "forward", temperature=0.5)]
+    assert value == pytest.approx(np.mean(expected), rel=1e-3)
+
+
+def batch_of(policy: Policy, experiences: Sequence[Experience]) -> forward.PaddedBatch:
+    return forward.collate(
+        [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in experiences], policy.pad_id, policy.device
+    )
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_retention_holds_on_without_a_kl_penalty_and_from_the_second_task_on(kind: str, tmp_path: Path) -> None:
+    def trained(coef: float, *, ended: bool, budget: int = 4096) -> str:
+        policy, groups = policy_and_groups(prompts=3, n=4)
+        config = ContinualConfig(reference="last_task", cppo={"coef": coef})
+        strategies = Strategies(config, policy, micro_batch_tokens=512)
+        if ended:
+            strategies.end_task([])
+        perturb(policy, seed=5, scale=0.1)
+        settings = {"learning_rate": 1e-2, "micro_batch_tokens": budget, "kl_coef": 0.0}
+        algorithm = create_algorithm(
+            ALGORITHMS[kind](**settings), policy, total_steps=3, seed=0, dump_dir=tmp_path, additions=strategies
+        )
+        assert algorithm.needs_reference == (coef > 0)
+        update = algorithm.update(groups, iteration=1, seed=0)
+        assert ("continual/retention" in update.metrics) == (coef > 0 and ended)
+        return policy.adapter_digest()
+
+    without = trained(0.0, ended=True)
+    assert trained(10.0, ended=False) == without  # there is no policy of a task before to hold on to
+    assert trained(10.0, ended=True) != without
+
+
+def test_retention_is_the_same_in_micro_batches(tmp_path: Path) -> None:
+    found = []
+    for budget in (4096, 64):
+        policy, groups = policy_and_groups(prompts=3, n=4)
+        strategies = Strategies(
+            ContinualConfig(reference="last_task", cppo={"coef": 5.0}), policy, micro_batch_tokens=512
+        )
+        strategies.end_task([])
+        perturb(policy, seed=5, scale=0.1)
+        config = GrpoConfig(learning_rate=1e-2, micro_batch_tokens=budget)
+        algorithm = create_algorithm(config, policy, total_steps=3, seed=0, dump_dir=tmp_path, additions=strategies)
+        metrics = algorithm.update(groups, iteration=1, seed=0).metrics
+        found.append((metrics["train/loss"], metrics["train/grad_norm"], metrics["continual/retention"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+    assert found[0][2] > 0
+
+
+def test_equal_rewards_are_neither_high_nor_low() -> None:
+    _, groups = policy_and_groups(prompts=3)
+    for reward in (0.1, 0.7, 1 / 3, -0.1, 0.0):
+        equal = [replace(e, score=Score(reward)) for e in experiences_of(groups)]
+        assert {(w.learning, w.retention) for w in cppo_weights(CppoConfig(), equal).values()} == {(1.0, 0.1)}, reward
+
+
+def test_layers_matter_for_all_tasks_so_far() -> None:
+    policy, groups = policy_and_groups(prompts=3)
+    config = ContinualConfig(layers={"importance": 1.0})
+    both, last = (Strategies(config, policy, micro_batch_tokens=512) for _ in range(2))
+    first, second = experiences_of(groups)[:4], experiences_of(groups)[4:8]
+    both.end_task(first)
+    both.end_task(second)
+    last.end_task(second)
+    expected = [a + b for a, b in zip(fisher_diagonal(policy, first), fisher_diagonal(policy, second), strict=True)]
+    found = both._importance
+    assert found is not None
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stream": {"kind": "joint"}, "continual": {"l2": {}}}, "continual.l2: in a joint stream"),
+        ({"stream": {"kind": "joint"}, "continual": {"adapters": {}}}, "continual.adapters: in a joint stream"),
+        (
+            {"stream": {"kind": "joint"}, "warm_start": {"tasks": "each"}},
+            "warm_start.tasks: in a joint stream no task begins",
+        ),
+        ({"continual": {"reference": "last_task"}}, "continual.reference: nothing is compared with it"),
+        ({"continual": {"transfer": {}}}, "continual.transfer: without replay"),
+        ({"continual": {"adapters": {"init": "start"}, "ewc": {}}}, "it holds on to the last task's policy"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(settings: Mapping[str, object], message: str) -> None:
+    source = {"kind": "reasoning_gym", "dataset": "chain_sum", "size": 400}
+    tasks = [{"name": name, "source": source} for name in "ab"]
+    with pytest.raises(ValidationError, match=message):
+        RunConfig(name="r", tasks=tasks, reward={"kind": "majority"}, **settings)  # type: ignore[arg-type]

@@ -73,16 +73,25 @@ class PolicyGradient:
             TrainingError: a loss or gradient is not finite.
         """
         diagnostics = TokenDiagnostics()
+        retained: list[float] = []
         weights = self._additions.weigh([sample.experience for group in groups for sample in group])
         groups = weighted(groups, weights)
         steps = [
-            self._step(minibatch, diagnostics, iteration=iteration)
+            self._step(minibatch, diagnostics, retained, iteration=iteration)
             for epoch in range(self._config.epochs)
             for minibatch in minibatches(groups, self._config.minibatches, seed=seed, epoch=epoch)
         ]
-        return step_metrics(steps) | diagnostics.metrics()
+        held = any(sample.retention for group in groups for sample in group)
+        return (
+            step_metrics(steps)
+            | diagnostics.metrics()
+            | ({"continual/retention": sum(retained) / len(steps)} if held and steps else {})
+        )
 
-    def _step(self, minibatch: Sequence[Sample], diagnostics: TokenDiagnostics, *, iteration: int) -> Step:
+    def _step(
+        self, minibatch: Sequence[Sample], diagnostics: TokenDiagnostics, retained: list[float], *, iteration: int
+    ) -> Step:
+        """`retained` takes what each micro-batch adds to hold on to the reference."""
         rollouts = [sample.experience.rollout for sample in minibatch]
         temperature = sampling_temperature(rollouts)
         max_tokens = max(rollout.sampling.max_tokens for rollout in rollouts)
@@ -102,7 +111,9 @@ class PolicyGradient:
                 clip=(self._config.clip_low, self._config.clip_high),
                 dual_clip=self._config.dual_clip,
             )
-            return portion.weight * (value + retention(portion.tokens, self._loss.last["logprob"]) / portion.count)
+            kept = retention(portion.tokens, self._loss.last["logprob"]) / portion.count
+            retained.append(kept.item())
+            return portion.weight * (value + kept)
 
         return self._optimizer.step(
             self._portions(minibatch),

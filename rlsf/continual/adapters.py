@@ -159,11 +159,11 @@ class AdapterBank:
                     model.delete_adapter(name)
 
     def _undo_scaling(self) -> None:
-        """peft works the adapters' scaling (alpha / r) into the weights that it merges, and gives the merged adapter a
-        scaling of 1; the policy's own would come on top."""
+        """peft works the adapters' scaling (alpha / r, or alpha / √r) into the weights that it merges; the policy's own
+        would come on top."""
         for module in self._policy.model.modules():
             if isinstance(module, LoraLayer) and POLICY in module.scaling:
-                module.lora_B[POLICY].weight.data.mul_(module.scaling[_MERGED] / module.scaling[POLICY])
+                module.lora_B[POLICY].weight.data.div_(module.scaling[POLICY])
 
     def _weight(self, tasks: int) -> float:
         """So that equal adapters are merged into themselves: `ties` and `dare_ties` average by themselves, `svd` adds
