@@ -139,7 +139,7 @@ def test_a_run_begins_with_what_an_earlier_one_remembers(tmp_path) -> None:
     file = tmp_path / "buffer.parquet"
     assert run_cli(["replay", "export", str(first), str(file)], tmp_path / "export.txt") == 0
     settings = (f"replay.begin_with={file}", "replay.ratio=1", "continual.distill={groups: 2}", "algorithm.kl_coef=0.1")
-    second = run(SEQUENTIAL, tmp_path / "second", *settings, "seed=1", "loop.iterations=3")
+    second = run(SEQUENTIAL, tmp_path / "second", *settings, "loop.iterations=3")  # with the same seed
     with ReplayStore.open_read_only(second / "replay") as store:
         groups = list(store.groups())
         assert len(groups) == 12 + 12
@@ -147,7 +147,20 @@ def test_a_run_begins_with_what_an_earlier_one_remembers(tmp_path) -> None:
         assert len(imported) == 12 and {group.policy_version for group in imported} == {0}
         assert store.stats().drawn >= 12
     metrics = list(read_jsonl(second / "metrics.jsonl"))
-    assert "train/replayed/ess" in metrics[1]  # before there is anything of its own to replay
+    assert any("train/replayed/ess" in row for row in metrics)
+    halves = [f"tasks.{i}.split={{validation: 30, test: 30}}" for i in range(3)]
+    third = run(SEQUENTIAL, tmp_path / "third", *settings, *halves, "loop.iterations=3")  # holds out more
+    held_out = {
+        outcome["prompt_id"]
+        for path in (third / "evaluations").glob("*.json")
+        for outcome in json.loads(path.read_text()).get("outcomes", [])
+    }
+    with ReplayStore.open_read_only(third / "replay") as store:
+        known = {group.prompt.id for group in store.groups() if group.iteration == 0}
+    assert known and held_out and not known & held_out
+    assert "of prompts that this run is validated or tested on" in " ".join(
+        (tmp_path / "third" / "log.txt").read_text().split()
+    )
     missing = run_cli(
         ["run", str(SEQUENTIAL), "--set", "replay.begin_with=nowhere.parquet", "--set", f"output_dir={tmp_path}"],
         tmp_path / "missing.txt",

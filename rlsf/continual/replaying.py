@@ -18,6 +18,7 @@ from rlsf.preferences import opinions, reward_of
 from rlsf.scoring import Answered, make_groups, score_rollouts
 from rlsf.tasks import Part
 from rlsf.tasks.rows import folded
+from rollouts.types import Rollout
 
 if TYPE_CHECKING:
     from rlsf.clustering.population import Population
@@ -43,8 +44,8 @@ def begin_with(run: "Run") -> int:
     known = {group.id for group in run.replay.groups()}  # of a start that was killed
     unusable = _Unusable(run)
     fresh = (
-        _of_before(group)
-        for group in import_groups(expand(path))
+        group
+        for group in map(_of_before, import_groups(expand(path)))
         if not unusable.because(group) and group.id not in known
     )
     count = 0
@@ -95,11 +96,17 @@ class _Unusable:
 
 
 def _of_before(group: Group) -> Group:
+    """With ids of its own: those of a run with the same seed are the same."""
+    name = f"before/{group.id}"
+
+    def renamed(rollout: Rollout) -> Rollout:
+        return replace(rollout, id=f"before/{rollout.id}", group_id=name, policy_version=0)
+
     return replace(
         group,
+        id=name,
         experiences=tuple(
-            replace(e, iteration=0, reference_logprobs=None, rollout=replace(e.rollout, policy_version=0))
-            for e in group.experiences
+            replace(e, iteration=0, reference_logprobs=None, rollout=renamed(e.rollout)) for e in group.experiences
         ),
     )
 
