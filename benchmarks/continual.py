@@ -8,11 +8,11 @@
 Four questions about the same pairs of numbers (`benchmarks.rewordings`), one after the other, on the lab model: each
 begins with a warm start on 256 labels and goes on with 15 iterations of GRPO. `verifier` rewards right answers,
 `majority` those that most of the group agree on, without a label. Order A is sum, larger, flip, second; order B is
-second, flip, larger, sum. `joint` warm-starts
-on the labels of all four tasks and trains on all of them in as many iterations; `joint_large` on as many groups in each
-iteration, replayed ones included, as `best`, and as many examples in its warm start; `frozen` never takes a step.
-Coefficients were chosen on seed 0, which is in no table, by accuracy on validation prompts. Test prompts are the same
-in every cell of a seed; intervals are Student's t over seeds, of ratios and differences paired by seed.
+second, flip, larger, sum. `joint` warm-starts on the labels of all four tasks and trains on all of them in as many
+iterations; `joint_large` on as many groups in each iteration, replayed ones included, as `best`, and as many examples
+in its warm start; `frozen` never takes a step. Coefficients were chosen on seed 0, which is in no table, by accuracy on
+validation prompts. Test prompts are the same in every cell of a seed; intervals are Student's t over seeds, of ratios
+and differences paired by seed.
 """
 
 import argparse

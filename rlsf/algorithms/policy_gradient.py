@@ -81,12 +81,10 @@ class PolicyGradient:
             for epoch in range(self._config.epochs)
             for minibatch in minibatches(groups, self._config.minibatches, seed=seed, epoch=epoch)
         ]
-        held = any(sample.retention for group in groups for sample in group)
-        return (
-            step_metrics(steps)
-            | diagnostics.metrics()
-            | ({"continual/retention": sum(retained) / len(steps)} if held and steps else {})
-        )
+        metrics = step_metrics(steps) | diagnostics.metrics()
+        if any(sample.retention for group in groups for sample in group):
+            metrics["continual/retention"] = sum(retained) / len(steps)
+        return metrics
 
     def _step(
         self, minibatch: Sequence[Sample], diagnostics: TokenDiagnostics, retained: list[float], *, iteration: int

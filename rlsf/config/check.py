@@ -4,7 +4,6 @@ Reads no data and imports no user code. The schema itself holds the checks that 
 """
 
 import ast
-import difflib
 import importlib.util
 import os
 import re
@@ -27,6 +26,7 @@ from reward.rules.words import read_words
 from reward.types import RewardError
 from rlsf.config.schema import FileSource, ModelConfig, RunConfig, TaskConfig
 from rlsf.paths import expand, is_hub_id, is_there, packaged_module, unreachable, why_missing
+from rlsf.text import did_you_mean
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 # The tag that transformers adds to Jinja.
@@ -161,8 +161,7 @@ def _function_in_file(file: Path, function: str, key: str) -> Iterator[str]:
         return
     names = {name for node in ast.walk(tree) for name in _bound_names(node)}
     if function not in names and "*" not in names:
-        near = difflib.get_close_matches(function, sorted(names), 1)
-        yield f"{key}: {file} has no {function!r}{f'; did you mean {near[0]}?' if near else ''}"
+        yield f"{key}: {file} has no {function!r}{did_you_mean(function, sorted(names))}"
 
 
 def _bound_names(node: ast.AST) -> Iterator[str]:
