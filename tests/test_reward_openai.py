@@ -106,15 +106,15 @@ class Endpoint:
             self.busy += 1
             self.busiest = max(self.busiest, self.busy)
         try:
-            self._send(handler, self.script(request, index))
-        except OSError:  # the client has given up
-            pass
+            answer = self.script(request, index)
+            time.sleep(answer.delay)
         finally:
             with self._lock:
-                self.busy -= 1
+                self.busy -= 1  # before the reply leaves: whoever has it may ask again before this thread goes on
+        with suppress(OSError):  # the client has given up
+            self._send(handler, answer)
 
     def _send(self, handler: BaseHTTPRequestHandler, answer: Answer) -> None:
-        time.sleep(answer.delay)
         if answer.hang_up:
             handler.close_connection = True
             return
